@@ -1,0 +1,50 @@
+package strictjson_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/updater/trust/strictjson"
+)
+
+var rules = strictjson.Rules{Size: 1 << 10, Depth: 4}
+
+// Two readers that disagree about what signed bytes say are the start of an
+// attack: what different readers take differently is refused.
+func TestCheckRefusesAmbiguity(t *testing.T) {
+	for _, doc := range []string{
+		``, `{`, `{"a"}`, `{"a":}`, `{"a":1,}`, `[1,]`, `[1 2]`, `01`, `1.`, `-`, `1e`, `tru`, `nulL`, `"`, `"\`, `"\x"`, "\"\x01\"",
+		`{"a":1,"a":2}`, `{"a":1,"A":2}`, `{"a":1,"\u0061":2}`, "{\"s\":1,\"\u017f\":2}", "{\"k\":1,\"\u212a\":2}",
+		`"\ud800"`, `"\ud800\ud800"`, "\"\xff\"", `1 1`, `{} {}`, `+1`, `'a'`, `{a:1}`, "\ufeff{}", `NaN`, `/**/1`,
+	} {
+		require.ErrorIs(t, strictjson.Check([]byte(doc), rules), strictjson.ErrSyntax, doc)
+	}
+	for _, doc := range []string{`0`, `-0.5e+3`, `" \" \\ é 😀"`, `[[[]]]`, `{"a":{"a":null},"b":[true,false]}`, " \t\r\n{ \"a\" : [ 1 , 2 ] } "} {
+		require.NoError(t, strictjson.Check([]byte(doc), rules), doc)
+	}
+	plain := rules
+	plain.PlainKeys = true
+	for _, doc := range []string{`{"A":1}`, `{"":1}`, `{"a b":1}`, `{"a":null}`, `null`} {
+		require.ErrorIs(t, strictjson.Check([]byte(doc), plain), strictjson.ErrSyntax, doc)
+	}
+}
+
+// Limits hold before memory is spent.
+func TestCheckLimits(t *testing.T) {
+	require.ErrorIs(t, strictjson.Check([]byte(`[[[[1]]]]`), rules), strictjson.ErrTooLarge)
+	require.ErrorIs(t, strictjson.Check([]byte(`"`+strings.Repeat("a", 1<<10)+`"`), rules), strictjson.ErrTooLarge)
+}
+
+// Check accepts nothing that encoding/json refuses: it may only be stricter.
+func FuzzCheck(f *testing.F) {
+	f.Add([]byte(`{"a":[1,-0.5e7,"x\u00e9\n",true,null]}`))
+	f.Add([]byte(`"\ud83d\ude00"`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if strictjson.Check(data, rules) == nil {
+			require.True(t, json.Valid(data), "%q", data)
+		}
+	})
+}
