@@ -1,0 +1,166 @@
+package partition
+
+import (
+	"bytes"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func noise(seed byte, n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{seed}).Read(b) // never fails
+	return b
+}
+
+// loop makes a block device of size bytes, which needs root and /dev/loop*.
+func loop(t *testing.T, size int) string {
+	t.Helper()
+	tool := needTool(t, "losetup", "mount")
+	if os.Geteuid() != 0 {
+		lacking(t, "a loop device needs root")
+	}
+	backing := filepath.Join(t.TempDir(), "backing")
+	require.NoError(t, os.WriteFile(backing, noise(1, size), 0o600))
+	out, err := exec.Command(tool, "--find", "--show", backing).Output()
+	if err != nil {
+		lacking(t, "no loop device: "+err.Error())
+	}
+	dev := strings.TrimSpace(string(out))
+	t.Cleanup(func() { require.NoError(t, exec.Command(tool, "--detach", dev).Run()) })
+	return dev
+}
+
+// A file and a block device behave alike: what is written is read back from the
+// cache and from the medium, at any alignment, and neither grows.
+func TestFileReadsWhatItWrote(t *testing.T) {
+	const size = 3*LeafSize + 4096 + 512
+	check := func(t *testing.T, path string) {
+		f, err := OpenFile(path)
+		require.NoError(t, err)
+		defer f.Close()
+		require.EqualValues(t, size, f.Size())
+		require.Equal(t, 512, f.SectorSize())
+		want := noise(1, size)
+		for _, span := range [][2]int64{{0, size}, {1, 5}, {4095, 2}, {512, 70000}, {size - 700, 700}, {LeafSize, LeafSize}} {
+			copy(want[span[0]:], noise(byte(span[0]), int(span[1])))
+			n, err := f.WriteAt(want[span[0]:span[0]+span[1]], span[0])
+			require.NoError(t, err)
+			require.EqualValues(t, span[1], n)
+		}
+		require.NoError(t, f.Sync())
+		require.NoError(t, f.DropCache())
+		for _, read := range []func([]byte, int64) (int, error){f.ReadAt, f.ReadMedium} {
+			for _, span := range [][2]int64{{0, size}, {3, 9}, {4000, 5000}, {LeafSize - 1, LeafSize + 2}, {size - 1, 1}} {
+				got := make([]byte, span[1])
+				n, err := read(got, span[0])
+				require.EqualValues(t, span[1], n)
+				if err != nil {
+					require.ErrorIs(t, err, io.EOF)
+				}
+				require.True(t, bytes.Equal(want[span[0]:span[0]+span[1]], got), "%v", span)
+			}
+			got := make([]byte, 100)
+			n, err := read(got, size-10)
+			require.ErrorIs(t, err, io.EOF)
+			require.Equal(t, 10, n)
+			_, err = read(got, size)
+			require.ErrorIs(t, err, io.EOF)
+		}
+		_, err = f.WriteAt([]byte{1}, size)
+		require.ErrorIs(t, err, ErrOutside)
+
+		_, err = OpenFile(path)
+		require.ErrorIs(t, err, ErrBusy)
+		second, err := OpenRead(path)
+		require.NoError(t, err, "reading is free")
+		_, err = second.WriteAt([]byte{1}, 0)
+		require.Error(t, err)
+		require.NoError(t, second.Close())
+		require.NoError(t, f.Close())
+		again, err := OpenFile(path)
+		require.NoError(t, err, "the lock ends with the holder")
+		require.NoError(t, again.Close())
+	}
+	t.Run("regular file", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "slot")
+		require.NoError(t, os.WriteFile(path, noise(1, size), 0o600))
+		check(t, path)
+	})
+	t.Run("file in memory, which has no medium", func(t *testing.T) {
+		dir, err := os.MkdirTemp("/dev/shm", "partition")
+		if err != nil {
+			lacking(t, err.Error())
+		}
+		defer os.RemoveAll(dir)
+		path := filepath.Join(dir, "slot")
+		require.NoError(t, os.WriteFile(path, noise(1, size), 0o600))
+		check(t, path)
+	})
+	t.Run("block device", func(t *testing.T) { check(t, loop(t, size)) })
+}
+
+// A mounted slot cannot be opened for writing, and the reason names it.
+func TestOpenFileRefusesMounted(t *testing.T) {
+	mkfs := needTool(t, "mke2fs", "e2fsprogs")
+	dev := loop(t, 1<<20)
+	require.NoError(t, exec.Command(mkfs, "-q", "-F", dev).Run())
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", dev, dir).CombinedOutput(); err != nil {
+		lacking(t, "cannot mount: "+string(out))
+	}
+	defer func() { require.NoError(t, exec.Command("umount", dir).Run()) }()
+	_, err := OpenFile(dev)
+	require.ErrorIs(t, err, ErrBusy)
+
+	node, err := ThisHost().node(filepath.Join("/sys/class/block", filepath.Base(dev)))
+	require.NoError(t, err)
+	node.Label = "root_b"
+	err = ThisHost().InUse(node)
+	require.ErrorIs(t, err, ErrMounted)
+	require.ErrorContains(t, err, "root_b ("+dev+"): mounted on "+dir)
+}
+
+// Neither a folder nor a character device is a slot.
+func TestOpenFileRefusesOtherKinds(t *testing.T) {
+	for _, path := range []string{t.TempDir(), "/dev/null", "/nonexistent"} {
+		_, err := OpenFile(path)
+		require.Error(t, err)
+		_, err = OpenRead(path)
+		require.Error(t, err)
+	}
+}
+
+// A window never lets a byte out at either end.
+func TestSection(t *testing.T) {
+	d := memory(noise(1, 1000))
+	s := Section(d, 100, 50)
+	require.EqualValues(t, 50, s.Size())
+	got := make([]byte, 50)
+	_, err := s.ReadAt(got, 0)
+	require.NoError(t, err)
+	require.Equal(t, []byte(d[100:150]), got)
+	n, err := s.ReadAt(got, 40)
+	require.ErrorIs(t, err, io.EOF)
+	require.Equal(t, 10, n)
+	_, err = s.WriteAt([]byte{1}, 49)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, d[149])
+	before := bytes.Clone(d)
+	for _, off := range []int64{-1, 49, 50, 1 << 62} {
+		_, err := s.WriteAt([]byte{1, 2}, off)
+		require.ErrorIs(t, err, ErrOutside, "%d", off)
+	}
+	_, err = s.ReadAt(got, -1)
+	require.ErrorIs(t, err, ErrOutside)
+	require.Equal(t, before, []byte(d))
+	for _, w := range [][2]int64{{-1, 5}, {0, 1001}, {1000, 1}, {5, -1}, {1 << 62, 1 << 62}} {
+		require.Zero(t, Section(d, w[0], w[1]).Size(), "%v", w)
+	}
+}
