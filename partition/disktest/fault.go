@@ -1,0 +1,109 @@
+package disktest
+
+import (
+	"math/rand/v2"
+	"syscall"
+)
+
+var errUnreadable error = syscall.EIO
+
+// Fault is something that goes wrong other than the power.
+type Fault struct {
+	Op     Kind  // what fails
+	At     int   // which one, 1-based, counted from Inject
+	Sticky bool  // and all later ones of the kind too
+	Err    error // as syscall.EIO or syscall.ENOSPC; nil for the two that lie
+	Flip   int64 // of a Read without Err: the number of the bit that is wrong, modulo the length
+	Lie    bool  // of a Sync: nothing becomes durable, and nil is returned
+	Seed   uint64
+
+	seen  int
+	fired bool
+}
+
+// Inject lets a fault happen. A loop over At is done when Fired says no:
+//
+//	for n := 1; ; n++ {
+//		disk := disktest.New(content)
+//		disk.Inject(disktest.Fault{Op: disktest.Write, At: n, Err: syscall.EIO})
+//		err := save(disk)
+//		if !disk.Fired() {
+//			break // save has fewer than n writes
+//		}
+//		…
+//	}
+//
+// A write that fails has taken its first half. A sync that fails has made a part
+// of the pending sectors durable, chosen by Seed, and forgets the others: the
+// cache shows them, a later Sync does not write them.
+func (d *Disk) Inject(f Fault) {
+	d.bench.mu.Lock()
+	defer d.bench.mu.Unlock()
+	f.seen, f.fired = 0, false
+	d.faults = append(d.faults, &f)
+}
+
+// Fired says whether any injected fault has happened.
+func (d *Disk) Fired() bool {
+	d.bench.mu.Lock()
+	defer d.bench.mu.Unlock()
+	for _, f := range d.faults {
+		if f.fired {
+			return true
+		}
+	}
+	return false
+}
+
+// Flip inverts one bit on the medium and in the cache, as decay would.
+func (d *Disk) Flip(off int64, bit int) {
+	d.bench.mu.Lock()
+	defer d.bench.mu.Unlock()
+	if len(d.bench.log) > 0 {
+		panic("disktest: Flip after the first operation would not be in the log")
+	}
+	d.view[off] ^= 1 << bit
+	d.base[off] ^= 1 << bit
+}
+
+// fault returns the fault that happens to this operation, if any.
+func (d *Disk) fault(op Kind) *Fault {
+	if d.bench.dead {
+		return nil
+	}
+	var hit *Fault
+	for _, f := range d.faults {
+		if f.Op != op {
+			continue
+		}
+		f.seen++
+		if f.seen == f.At || f.Sticky && f.seen > f.At {
+			f.fired = true
+			hit = f
+		}
+	}
+	return hit
+}
+
+// lose decides which pending sectors a failed Sync makes durable, in the order of
+// the log, and remembers for the others what the medium has instead.
+func (d *Disk) lose(seed uint64) []bool {
+	r := rand.New(rand.NewPCG(seed, uint64(len(d.bench.log))))
+	m := d.bench.start()
+	for i, op := range d.bench.log {
+		m.apply(i, op)
+	}
+	op := Op{Disk: d.index, Kind: Sync, kept: []bool{}}
+	var lost []int64
+	for _, p := range m.pending {
+		if p.disk == d.index {
+			op.kept = append(op.kept, r.IntN(2) == 0)
+			lost = append(lost, p.sector)
+		}
+	}
+	m.apply(len(d.bench.log), op)
+	for _, s := range lost {
+		d.stale[s] = m.durable[d.index][s*Sector : (s+1)*Sector]
+	}
+	return op.kept
+}
