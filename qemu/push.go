@@ -1,0 +1,187 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Bus is how a hot-plugged disk is connected.
+type Bus string
+
+const (
+	USB    Bus = "usb"    // a memory stick; the guest needs xhci-pci and usb-storage
+	Virtio Bus = "virtio" // the guest needs virtio-blk, which its own disk needs too
+)
+
+// Plug connects the file image as a disk that the guest may only read. serial
+// is the disk's serial number in the guest and its name for Unplug: at most 20
+// letters, digits and dashes.
+func (d *Device) Plug(ctx context.Context, serial, image string, bus Bus) error {
+	r, err := d.running()
+	if err != nil {
+		return fmt.Errorf("plug %s into %s: %w", serial, d.cfg.Name, err)
+	}
+	image, err = filepath.Abs(image)
+	if err != nil {
+		return err
+	}
+	err = r.monitor.do(ctx, "blockdev-add", map[string]any{
+		"node-name": "blk-" + serial, "driver": "raw", "read-only": true,
+		"file": map[string]any{"driver": "file", "filename": image},
+	}, nil)
+	if err != nil {
+		return fmt.Errorf("plug %s into %s: %w", serial, d.cfg.Name, err)
+	}
+	add := map[string]any{"id": "dev-" + serial, "drive": "blk-" + serial, "serial": serial}
+	port := ""
+	if bus == USB {
+		add["driver"], add["bus"], add["removable"] = "usb-storage", "usb.0", true
+	} else {
+		port = d.freePort(r)
+		if port == "" {
+			return fmt.Errorf("plug %s into %s: all %d ports are in use", serial, d.cfg.Name, rootPorts)
+		}
+		add["driver"], add["bus"] = "virtio-blk-pci", port
+	}
+	if err := r.monitor.do(ctx, "device_add", add, nil); err != nil {
+		d.release(r, port)
+		return errors.Join(fmt.Errorf("plug %s into %s: %w", serial, d.cfg.Name, err),
+			r.monitor.do(ctx, "blockdev-del", map[string]any{"node-name": "blk-" + serial}, nil))
+	}
+	return nil
+}
+
+func (d *Device) freePort(r *run) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range rootPorts {
+		p := fmt.Sprintf("rp%d", i)
+		if !r.plugged[p] {
+			r.plugged[p] = true
+			return p
+		}
+	}
+	return ""
+}
+
+func (d *Device) release(r *run, port string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(r.plugged, port)
+}
+
+// Unplug pulls a disk out without asking the guest's programs. It returns when
+// the guest's kernel has let go of it.
+func (d *Device) Unplug(ctx context.Context, serial string) error {
+	r, err := d.running()
+	if err != nil {
+		return fmt.Errorf("unplug %s from %s: %w", serial, d.cfg.Name, err)
+	}
+	d.mu.Lock()
+	from := len(d.events)
+	d.mu.Unlock()
+	if err := r.monitor.do(ctx, "device_del", map[string]any{"id": "dev-" + serial}, nil); err != nil {
+		return err
+	}
+	err = d.until(ctx, "release of "+serial, time.Minute, func() (bool, error) {
+		if d.run == nil {
+			return false, ErrOff
+		}
+		return slices.ContainsFunc(d.events[from:], func(e Event) bool {
+			return e.Name == "DEVICE_DELETED" && strings.Contains(string(e.Data), `"dev-`+serial+`"`)
+		}), nil
+	})
+	if err != nil {
+		return err
+	}
+	return r.monitor.do(ctx, "blockdev-del", map[string]any{"node-name": "blk-" + serial}, nil)
+}
+
+// Push copies a file of this host into the guest. The bytes travel as a
+// hot-plugged disk, because a serial port is slow; the guest needs sh, head,
+// cat, tr and the command port.
+func (d *Device) Push(ctx context.Context, src, dst string) error {
+	info, err := os.Stat(src)
+	if err != nil {
+		return fmt.Errorf("push to %s: %w", d.cfg.Name, err)
+	}
+	dir, err := os.MkdirTemp(d.cfg.Dir, "push")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	// A disk is whole sectors; the guest cuts the padding off again.
+	image := filepath.Join(dir, "push.img")
+	if err := CopySparse(ctx, image, src); err != nil {
+		return err
+	}
+	if err := os.Truncate(image, (info.Size()+4095)/4096*4096+4096); err != nil {
+		return err
+	}
+	serial := filepath.Base(dir)
+	if err := d.Plug(ctx, serial, image, Virtio); err != nil {
+		return err
+	}
+	// The wait for the disk is in the guest, where it is a look at a directory
+	// and not a guess at how long hot-plug takes there.
+	script := `n=0; while :; do
+	for b in /sys/block/vd*; do
+		[ "$(cat $b/serial 2>/dev/null)" = "$1" ] && head -c "$3" "/dev/${b##*/}" >"$2" && exit 0
+	done
+	n=$((n+1)); [ $n -gt 300 ] && { echo "disk $1 did not appear" >&2; exit 1; }; sleep 0.1
+done`
+	res, err := d.Run(ctx, Command{Argv: []string{"sh", "-c", script, "push", serial, dst, fmt.Sprint(info.Size())}, Timeout: 5 * time.Minute})
+	if err == nil && res.Code != 0 {
+		err = fmt.Errorf("push %s to %s:%s: exit %d: %s", src, d.cfg.Name, dst, res.Code, strings.TrimSpace(res.Stderr))
+	}
+	return errors.Join(err, d.Unplug(ctx, serial))
+}
+
+// MakeStick writes a FAT file system with the given files to a new image, as
+// they would be on a memory stick. It needs mkfs.vfat and mcopy.
+func MakeStick(ctx context.Context, image string, files ...string) error {
+	var size int64 = 8 << 20
+	for _, f := range files {
+		err := filepath.Walk(f, func(_ string, i os.FileInfo, err error) error {
+			if err == nil {
+				size += i.Size() + 4096
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("make stick: %w", err)
+		}
+	}
+	size = (size + size/16 + 1<<20 - 1) &^ (1<<20 - 1)
+	missing := map[string]string{}
+	for tool, deb := range map[string]string{"mkfs.vfat": "dosfstools", "mcopy": "mtools"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			missing[tool] = deb
+		}
+	}
+	if len(missing) > 0 {
+		return &MissingError{missing}
+	}
+	if err := os.WriteFile(image, nil, 0o644); err != nil {
+		return fmt.Errorf("make stick: %w", err)
+	}
+	if err := os.Truncate(image, size); err != nil {
+		return fmt.Errorf("make stick: %w", err)
+	}
+	for _, argv := range [][]string{
+		{"mkfs.vfat", "-n", "STICK", image},
+		append(append([]string{"mcopy", "-s", "-i", image}, files...), "::/"),
+	} {
+		if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("make stick: %s: %w: %s", argv[0], err, out)
+		}
+	}
+	return nil
+}
