@@ -146,7 +146,7 @@ func Format(d Disk, r bootctl.Record) error {
 		return fmt.Errorf("format environment partition: %w", err)
 	}
 	back := make([]byte, len(image))
-	if err := readBack(d, back, 0); err != nil {
+	if err := read(d, back, 0); err != nil {
 		return fmt.Errorf("format environment partition: %w", err)
 	}
 	if !bytes.Equal(back, image) {

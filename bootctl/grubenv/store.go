@@ -47,21 +47,17 @@ const confirmedCopy = 2
 
 // Copies reads all three copies: 0, 1 and the confirmed one.
 func (s *Store) Copies() [3]Location {
-	// GRUB sees the medium, and after a write that could not be synced the cache
-	// may say something else. A disk that cannot drop its cache is still read:
-	// what it says is right unless it has just failed.
-	_ = dropCache(s.d)
 	all := places
 	for i := range all {
 		l := &all[i]
 		sector := make([]byte, SectorSize)
-		if _, err := s.d.ReadAt(sector, l.Offset); err != nil {
+		if err := read(s.d, sector, l.Offset); err != nil {
 			l.Err = err
 			continue
 		}
 		l.Content, l.Err = Parse(sector)
 		padding := make([]byte, BlockSize-SectorSize)
-		if _, err := s.d.ReadAt(padding, l.Offset+SectorSize); err != nil {
+		if err := read(s.d, padding, l.Offset+SectorSize); err != nil {
 			l.Padding = err
 		} else if !bytes.Equal(padding, paddingSector) {
 			l.Padding = fmt.Errorf("%w: second sector is not empty", ErrGarbled)
@@ -144,7 +140,7 @@ func (s *Store) Save(r bootctl.Record) error {
 	// Before the record: a damaged file system keeps GRUB from counting tries,
 	// so it has to be whole when the record says that a trial is on. The bytes
 	// are constant, and a power cut leaves at worst the damage that was there.
-	if err := s.repairMeta(); err != nil {
+	if err := s.repair(); err != nil {
 		return fmt.Errorf("save boot record: %w", err)
 	}
 	all := s.Copies()
@@ -178,7 +174,7 @@ func (s *Store) Save(r bootctl.Record) error {
 	// names the former good slot. That slot still holds its image, because nobody
 	// writes to it before a Save that marks it bad has returned, and that Save
 	// comes through here.
-	if c := all[confirmedCopy]; c.Err != nil || c.Padding != nil || c.Content.body() != confirmed(r.Good).body() {
+	if c := all[confirmedCopy]; c.Err != nil || c.Content.body() != confirmed(r.Good).body() {
 		if err := s.writeCopy(confirmedCopy, confirmed(r.Good)); err != nil {
 			return fmt.Errorf("save boot record: confirmed copy: %w", err)
 		}
@@ -186,16 +182,10 @@ func (s *Store) Save(r bootctl.Record) error {
 	return nil
 }
 
-// writeCopy makes copy i hold c: one sector, synced, read back.
+// writeCopy makes copy i hold c: one sector, synced, read back. The second
+// sector of the block is constant.
 func (s *Store) writeCopy(i int, c Copy) error {
-	block := c.Block()
-	at := places[i].Offset
-	if err := s.writeSector(block[:SectorSize], at); err != nil {
-		return err
-	}
-	// GRUB never looks at the second sector. It is there for tools that expect a
-	// block of 1024 bytes, and only damage makes it differ.
-	return s.repairSector(block[SectorSize:], at+SectorSize)
+	return s.writeSector(c.Block()[:SectorSize], places[i].Offset)
 }
 
 func (s *Store) writeSector(p []byte, at int64) error {
@@ -206,7 +196,7 @@ func (s *Store) writeSector(p []byte, at int64) error {
 		return err
 	}
 	back := make([]byte, len(p))
-	if err := readBack(s.d, back, at); err != nil {
+	if err := read(s.d, back, at); err != nil {
 		return err
 	}
 	if !bytes.Equal(back, p) {
@@ -218,7 +208,7 @@ func (s *Store) writeSector(p []byte, at int64) error {
 // repairSector writes p at byte at unless it is there already.
 func (s *Store) repairSector(p []byte, at int64) error {
 	have := make([]byte, len(p))
-	if _, err := s.d.ReadAt(have, at); err == nil && bytes.Equal(have, p) {
+	if err := read(s.d, have, at); err == nil && bytes.Equal(have, p) {
 		return nil
 	}
 	return s.writeSector(p, at)
@@ -227,7 +217,7 @@ func (s *Store) repairSector(p []byte, at int64) error {
 func (s *Store) checkMeta() error {
 	for _, m := range metaSectors {
 		have := make([]byte, len(m.bytes))
-		if _, err := s.d.ReadAt(have, m.at); err != nil {
+		if err := read(s.d, have, m.at); err != nil {
 			return fmt.Errorf("file system of the environment partition: %w", err)
 		}
 		if !bytes.Equal(have, m.bytes) {
@@ -237,7 +227,14 @@ func (s *Store) checkMeta() error {
 	return nil
 }
 
-func (s *Store) repairMeta() error {
+// repair restores what is constant: the file system, and the second sectors of
+// the blocks, at which GRUB never looks.
+func (s *Store) repair() error {
+	for _, l := range places {
+		if err := s.repairSector(paddingSector, l.Offset+SectorSize); err != nil {
+			return fmt.Errorf("%s: %w", l.Name, err)
+		}
+	}
 	for _, m := range metaSectors {
 		if err := s.repairSector(m.bytes, m.at); err != nil {
 			return fmt.Errorf("file system of the environment partition: %w", err)
@@ -246,21 +243,17 @@ func (s *Store) repairMeta() error {
 	return nil
 }
 
-// readBack reads from the medium where the disk can bypass its cache.
-func readBack(d Disk, p []byte, at int64) error {
-	if err := dropCache(d); err != nil {
-		return err
+// read reads all of p from the medium if the disk can read past its cache: GRUB
+// sees the medium, and what a failed sync lost is still in the cache.
+func read(d Disk, p []byte, at int64) error {
+	readAt := d.ReadAt
+	if m, ok := d.(interface {
+		ReadMedium(p []byte, off int64) (int, error)
+	}); ok {
+		readAt = m.ReadMedium
 	}
-	_, err := d.ReadAt(p, at)
-	return err
-}
-
-// dropCache makes the next reads of d come from the medium, if d can do that.
-func dropCache(d Disk) error {
-	if c, ok := d.(interface{ DropCache() error }); ok {
-		if err := c.DropCache(); err != nil {
-			return fmt.Errorf("drop cache: %w", err)
-		}
+	if n, err := readAt(p, at); n < len(p) {
+		return err
 	}
 	return nil
 }

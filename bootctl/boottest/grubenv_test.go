@@ -1,0 +1,140 @@
+package boottest
+
+import (
+	"errors"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/bootctl/grubenv"
+	"github.com/tandem-ota/tandem/partition/disktest"
+)
+
+// image is the part of the environment partition that has the copies: nothing
+// reads or writes what is behind them, and the loops copy it ten thousand times.
+func image(r bootctl.Record) []byte { return grubenv.Image(r)[:grubenv.LedgerOffset] }
+
+var grubBackend = Backend{
+	Image: image,
+	Open:  func(d *disktest.Disk) bootctl.Store { return grubenv.Open(d) },
+	Boot:  GRUB,
+}
+
+func TestGrubenvConforms(t *testing.T) { Conformance(t, grubBackend) }
+
+// A disk whose cache nobody can look past, so that after a failed sync reads show
+// what the medium never got.
+type cached struct{ d *disktest.Disk }
+
+func (c cached) ReadAt(p []byte, off int64) (int, error)  { return c.d.ReadAt(p, off) }
+func (c cached) WriteAt(p []byte, off int64) (int, error) { return c.d.WriteAt(p, off) }
+func (c cached) Sync() error                              { return c.d.Sync() }
+func (c cached) Size() int64                              { return c.d.Size() }
+
+// The same Store, calling Save again after it failed, must not write over the
+// copy that is in effect on the medium because the cache shows another one.
+func TestGrubenvFaultsBehindCache(t *testing.T) {
+	b := grubBackend
+	b.Open = func(d *disktest.Disk) bootctl.Store { return grubenv.Open(cached{d}) }
+	b.faults(t)
+}
+
+var (
+	fresh = bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.Bad}
+	trial = bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.OK, Trying: bootctl.B, Tries: 3}
+)
+
+// After a failed sync, Load says what the loader will see on the medium, not what
+// the cache still shows.
+func TestGrubenvLoadsMedium(t *testing.T) {
+	lost := 0
+	for seed := range uint64(20) {
+		d := disktest.New(image(fresh))
+		d.Inject(disktest.Fault{Op: disktest.Sync, At: 1, Err: syscall.EIO, Seed: seed})
+		require.ErrorIs(t, grubenv.Open(d).Save(trial), syscall.EIO)
+		got, err := grubenv.Open(d).Load()
+		require.NoError(t, err)
+		require.NoError(t, d.DropCache())
+		again, err := grubenv.Open(d).Load()
+		require.NoError(t, err)
+		require.True(t, again.Same(got), "seed %d: %s, but the medium has %s", seed, got, again)
+		if got.Same(fresh) {
+			lost++
+		}
+	}
+	require.NotZero(t, lost, "no seed lost the write; the test shows nothing")
+}
+
+// Any read of a save may be wrong by any bit: the save says so or is right.
+func TestGrubenvReadBack(t *testing.T) {
+	refused := 0
+	for n := 1; ; n++ {
+		for bit := int64(0); bit < disktest.Sector*8; bit += 129 {
+			d := disktest.New(image(fresh))
+			d.Inject(disktest.Fault{Op: disktest.Read, At: n, Flip: bit})
+			err := grubenv.Open(d).Save(trial)
+			if !d.Fired() {
+				require.NotZero(t, refused)
+				return
+			}
+			if err != nil {
+				require.ErrorIs(t, err, grubenv.ErrReadBack)
+				refused++
+			}
+			again := disktest.New(d.Bytes())
+			got, loadErr := grubenv.Open(again).Load()
+			require.NoError(t, loadErr)
+			require.True(t, err != nil || got.Same(trial))
+		}
+	}
+}
+
+// With both copies destroyed there is no record, but the confirmed slot is known,
+// and the loader boots it and nothing else. A save then leaves two copies.
+func TestGrubenvPairLost(t *testing.T) {
+	env := image(trial)
+	clear(env[grubenv.Copy0Offset:grubenv.ConfirmedOffset])
+	r, err := grubenv.Open(disktest.New(env)).Load()
+	require.ErrorIs(t, err, bootctl.ErrNoRecord)
+	require.Equal(t, bootctl.A, r.Confirmed)
+	require.Len(t, r.Degraded, 4) // both copies, and the padding of both
+
+	did := GRUB(env, World{})
+	require.Equal(t, []string{"tandem: slot a (confirmed; no copy of the record is readable)"}, did.Lines)
+	did = GRUB(env, World{Broken: []bootctl.Slot{bootctl.A}})
+	require.Equal(t, bootctl.Slot(""), did.Slot, "nothing is known of slot b")
+
+	d := disktest.New(env)
+	require.NoError(t, grubenv.Open(d).Save(fresh))
+	for _, c := range grubenv.Open(d).Copies() {
+		require.NoError(t, errors.Join(c.Err, c.Padding), c.Name)
+	}
+}
+
+// With all three destroyed the loader tries what there is; Load guesses nothing.
+func TestGrubenvAllLost(t *testing.T) {
+	env := image(trial)
+	clear(env)
+	r, err := grubenv.Open(disktest.New(env)).Load()
+	require.ErrorIs(t, err, bootctl.ErrNoRecord)
+	require.Equal(t, bootctl.Slot(""), r.Confirmed)
+	require.Equal(t, bootctl.A, GRUB(env, World{}).Slot)
+	require.Equal(t, bootctl.B, GRUB(env, World{Broken: []bootctl.Slot{bootctl.A}}).Slot)
+}
+
+// A device in the factory, or one being repaired, may lose power while its
+// partition is formatted; formatting again makes it whole.
+func TestGrubenvFormat(t *testing.T) {
+	d := disktest.New(make([]byte, grubenv.Size))
+	require.NoError(t, grubenv.Format(d, fresh))
+	require.Equal(t, grubenv.Image(fresh), d.Bytes())
+	got, err := grubenv.Open(d).Load()
+	require.NoError(t, err)
+	require.True(t, fresh.Same(got))
+	require.Empty(t, got.Degraded)
+
+	require.ErrorIs(t, grubenv.Format(d, bootctl.Record{}), bootctl.ErrInvalid)
+	require.Error(t, grubenv.Format(disktest.New(make([]byte, grubenv.Size/2)), fresh))
+}
