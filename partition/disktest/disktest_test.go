@@ -91,7 +91,7 @@ func TestFindsMissingSync(t *testing.T) {
 // With few sectors pending, exactly the states are visited that a disk can be in:
 // each sector holds any of the versions since its last sync, independently.
 func TestVisitsEveryStateOfFewSectors(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(50) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		d := disktest.New(fill('-', 3))
 		possible := [][]byte{{'-'}, {'-'}, {'-'}} // versions of each sector

@@ -55,6 +55,13 @@ func (d *Disk) Fired() bool {
 	return false
 }
 
+// Heal takes all faults away; what they did stays.
+func (d *Disk) Heal() {
+	d.bench.mu.Lock()
+	defer d.bench.mu.Unlock()
+	d.faults = nil
+}
+
 // Flip inverts one bit on the medium and in the cache, as decay would.
 func (d *Disk) Flip(off int64, bit int) {
 	d.bench.mu.Lock()
