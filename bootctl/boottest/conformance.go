@@ -182,11 +182,26 @@ func (b Backend) powerCut(t *testing.T) {
 	for name, tr := range transitions(t) {
 		t.Run(name, func(t *testing.T) {
 			from, to := tr[0], tr[1]
-			d := disktest.New(b.Image(from))
+			d := b.used(t, from, to)
 			require.NoError(t, b.Open(d).Save(to))
 			b.crashes(t, d, from, to, 2)
 		})
 	}
+}
+
+// used returns a disk with the record from in effect, on which the copy that is
+// not in effect holds a third record, so that falling back on it is noticed.
+func (b Backend) used(t *testing.T, from, to bootctl.Record) *disktest.Disk {
+	t.Helper()
+	for _, before := range Records() {
+		if before.Same(from) || before.Same(to) || before.Good != from.Good {
+			continue
+		}
+		d := disktest.New(b.Image(before))
+		require.NoError(t, b.Open(d).Save(from))
+		return disktest.New(d.Bytes())
+	}
+	panic("unreachable: there are more than two records per good slot")
 }
 
 // crashes goes through the states that a save on d from one record to another
@@ -275,7 +290,7 @@ func (b Backend) faults(t *testing.T) {
 			for _, sticky := range []bool{false, true} {
 				for n := 1; ; n++ {
 					state := fmt.Sprintf("%s: %s %d fails, sticky %v", name, kind, n, sticky)
-					d := disktest.New(b.Image(tr[0]))
+					d := b.used(t, tr[0], tr[1])
 					d.Inject(disktest.Fault{Op: kind, At: n, Sticky: sticky, Err: syscall.EIO, Seed: uint64(n)})
 					store := b.Open(d)
 					err := store.Save(tr[1])
@@ -302,12 +317,11 @@ func (b Backend) faults(t *testing.T) {
 // most one save old, and the next save repairs it.
 func (b Backend) copies(t *testing.T) {
 	for name, tr := range transitions(t) {
-		image := b.Image(tr[0])
-		d := disktest.New(image)
+		d := b.used(t, tr[0], tr[1])
 		require.NoError(t, b.Open(d).Save(tr[1]))
 		env := d.Bytes()
 		for at := 0; at < len(env); at += disktest.Sector {
-			if !used(env[at : at+disktest.Sector]) {
+			if !hasData(env[at : at+disktest.Sector]) {
 				continue
 			}
 			state := fmt.Sprintf("%s: sector at %d", name, at)
@@ -325,8 +339,8 @@ func (b Backend) copies(t *testing.T) {
 	}
 }
 
-// used tells whether a sector holds anything.
-func used(sector []byte) bool {
+// hasData tells whether a sector holds anything.
+func hasData(sector []byte) bool {
 	for _, b := range sector {
 		if b != 0 {
 			return true

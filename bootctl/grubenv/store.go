@@ -50,12 +50,11 @@ func (s *Store) Copies() [3]Location {
 	all := places
 	for i := range all {
 		l := &all[i]
-		sector := make([]byte, SectorSize)
-		if err := read(s.d, sector, l.Offset); err != nil {
-			l.Err = err
-			continue
+		// Twice before a copy is given up: taking the newer one for garbled
+		// because of one bad transfer would let Save write over it.
+		if l.Content, l.Err = s.readCopy(l.Offset); l.Err != nil {
+			l.Content, l.Err = s.readCopy(l.Offset)
 		}
-		l.Content, l.Err = Parse(sector)
 		padding := make([]byte, BlockSize-SectorSize)
 		if err := read(s.d, padding, l.Offset+SectorSize); err != nil {
 			l.Padding = err
@@ -67,6 +66,14 @@ func (s *Store) Copies() [3]Location {
 		all[i].Newest = true
 	}
 	return all
+}
+
+func (s *Store) readCopy(at int64) (Copy, error) {
+	sector := make([]byte, SectorSize)
+	if err := read(s.d, sector, at); err != nil {
+		return Copy{}, err
+	}
+	return Parse(sector)
 }
 
 var paddingSector = bytes.Repeat([]byte("#"), BlockSize-SectorSize)
