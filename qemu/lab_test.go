@@ -71,7 +71,7 @@ func TestPowerAndConsole(t *testing.T) {
 		require.NoError(t, err)
 		h, err := d.WaitBoot(ctx, time.Minute)
 		require.NoError(t, err)
-		require.Equal(t, Hello{1, "a", "0", "x"}, h)
+		require.Equal(t, Hello{"a", "0", "x"}, h)
 
 		require.NoError(t, d.Send("marco"))
 		_, err = d.Expect(ctx, regexp.MustCompile(`marco\n`), time.Minute)
@@ -84,8 +84,6 @@ func TestPowerAndConsole(t *testing.T) {
 		require.NoError(t, err)
 		require.Contains(t, string(e.Data), "host-qmp-system-reset")
 		_, err = d.Expect(ctx, ready, time.Minute)
-		require.NoError(t, err)
-		_, err = d.WaitBoot(ctx, time.Minute)
 		require.NoError(t, err)
 
 		require.NoError(t, d.Cut())

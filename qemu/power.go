@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/tandem-ota/tandem/qemu/tiny/port"
 )
 
 // Start turns the power on and returns when QEMU runs; the guest has then only
@@ -81,7 +83,7 @@ func (d *Device) start(ctx context.Context) (err error) {
 		return err
 	}
 	r.monitor = newMonitor(w.monitor.ours)
-	r.port = newPort(w.port.ours)
+	r.port = port.NewClient(w.port.ours)
 	d.mu.Lock()
 	d.run = r
 	d.console.powerOn(clog, r.began)
@@ -95,12 +97,7 @@ func (d *Device) start(ctx context.Context) (err error) {
 	}()
 	go func() {
 		defer r.readers.Done()
-		r.port.read(func(h Hello) {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			d.hellos = append(d.hellos, h)
-			d.notify()
-		})
+		d.greetings(r.port)
 	}()
 	go func() {
 		defer r.readers.Done()
@@ -187,8 +184,8 @@ func (d *Device) Link(ctx context.Context, up bool) error {
 // watchdog, and it has to reset the machine. It needs a guest with the command
 // port.
 func (d *Device) Hang(ctx context.Context) error {
-	// The answer may be lost with the port's own process, so it is not waited for.
-	_, err := d.Run(ctx, Command{Argv: []string{"sh", "-c", "kill -STOP -1"}, Detach: true})
+	// The port's own process stops too: the answer has to be out before.
+	_, err := d.Run(ctx, Command{Argv: []string{"sh", "-c", "sleep 1; kill -STOP -1"}, Detach: true})
 	return err
 }
 

@@ -39,6 +39,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/tandem-ota/tandem/qemu/tiny/port"
 )
 
 // ErrOff means that the machine has no power: it was never started, was cut,
@@ -101,7 +103,8 @@ type run struct {
 	qemu    *child
 	tpm     *child
 	monitor *monitor
-	port    *port
+	port    *port.Client
+	ready   bool // the guest has said hello; guarded by Device.mu
 	serial  *os.File
 	began   time.Time
 	readers sync.WaitGroup
@@ -216,6 +219,14 @@ func (d *Device) running() (*run, error) {
 		return nil, ErrOff
 	}
 	return d.run, nil
+}
+
+// ready returns what exists while the power is on, and whether the guest takes
+// commands.
+func (d *Device) ready() (*run, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.run, d.run != nil && d.run.ready
 }
 
 // notify wakes everyone in until. The caller holds mu.
