@@ -152,9 +152,14 @@ func (s *Store) Save(r bootctl.Record) error {
 	}
 	all := s.Copies()
 	if s.unsure >= 0 {
-		all[s.unsure].Err = ErrReadBack
+		all[s.unsure].Err = fmt.Errorf("%w: not saved", ErrGarbled)
 	}
 	current := newest(all)
+	// A disk that does not answer says nothing about what it holds. One copy that
+	// cannot be read is a sector that a power cut destroyed, and is written over.
+	if e0, e1 := all[0].Err, all[1].Err; current < 0 && !errors.Is(e0, ErrGarbled) && !errors.Is(e1, ErrGarbled) {
+		return fmt.Errorf("save boot record: neither copy can be read: %w", errors.Join(e0, e1))
+	}
 
 	// Never touch the newer copy: it is what GRUB would use if the power failed
 	// in the middle of this write.
