@@ -69,7 +69,7 @@ func (b *boot) openRoot() error {
 	if err != nil {
 		return err
 	}
-	if err := os.Mkdir(sysroot, 0o755); err != nil {
+	if err := os.MkdirAll(sysroot, 0o755); err != nil {
 		return err
 	}
 	if err := unix.Mount(device, sysroot, kind, unix.MS_RDONLY, options); err != nil {

@@ -27,7 +27,7 @@ const (
 
 	// slowness is what the fault "slow" adds.
 	slowness = 30 * time.Second
-	// stopGrace is how long the updater may take to end after SIGTERM.
+	// stopGrace is how long updater and command port may take to end after SIGTERM.
 	stopGrace = 10 * time.Second
 )
 
@@ -227,6 +227,7 @@ func bringUp() error {
 func goDown(s streams, procs *processTable, how int) {
 	fmt.Fprintln(s.out, "tiny: going down")
 	procs.stop("updater", stopGrace)
+	procs.stop("port", stopGrace)
 	_ = unix.Kill(-1, unix.SIGKILL)
 	unix.Sync()
 	// /etc has its upper layer in /data.

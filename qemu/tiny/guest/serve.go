@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -84,6 +85,17 @@ func serve(in io.Reader, out io.Writer) error {
 
 	var mu sync.Mutex
 	active := make(map[int]bool)
+	var running sync.WaitGroup
+	closing := false
+	go func() {
+		asked := make(chan os.Signal, 1)
+		signal.Notify(asked, unix.SIGTERM)
+		<-asked
+		mu.Lock()
+		closing = true
+		mu.Unlock()
+		endGently(&running)
+	}()
 	lines := port.NewReader(in, false)
 	for {
 		var r port.Request
@@ -98,6 +110,8 @@ func serve(in io.Reader, out io.Writer) error {
 		mu.Lock()
 		used := active[r.ID]
 		switch {
+		case closing:
+			send(port.Message{ID: r.ID, Error: "the system is going down"})
 		case r.Hello:
 			m := identify()
 			m.ID, m.PID = r.ID, os.Getpid()
@@ -108,7 +122,9 @@ func serve(in io.Reader, out io.Writer) error {
 			send(port.Message{ID: r.ID, Error: "this id is in use"})
 		default:
 			active[r.ID] = true
+			running.Add(1)
 			go func() {
+				defer running.Done()
 				m := answer(r)
 				mu.Lock()
 				delete(active, r.ID)
@@ -119,6 +135,21 @@ func serve(in io.Reader, out io.Writer) error {
 		}
 		mu.Unlock()
 	}
+}
+
+// endGently ends the process, but not before the answers that are about to come:
+// the request that made init go down is one of them.
+func endGently(running *sync.WaitGroup) {
+	answered := make(chan struct{})
+	go func() {
+		running.Wait()
+		close(answered)
+	}()
+	select {
+	case <-answered:
+	case <-time.After(2 * time.Second):
+	}
+	os.Exit(0)
 }
 
 // answer runs the command of a request.
