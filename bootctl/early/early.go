@@ -11,6 +11,7 @@ import (
 
 	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/bootctl/bootreport"
+	"github.com/tandem-ota/tandem/bootctl/watchdog"
 	"github.com/tandem-ota/tandem/partition"
 	"github.com/tandem-ota/tandem/updater/manifest"
 )
@@ -43,7 +44,7 @@ type boot struct {
 	line    Cmdline
 	timeout time.Duration // of the watchdog
 	host    partition.Host
-	dog     *dog
+	dog     *watchdog.Device
 	console *os.File
 
 	slot   bootctl.Slot
@@ -84,9 +85,7 @@ func (b *boot) run() error {
 		}
 		// The only food: a step that is done. None of them loops without a
 		// bound, so that a boot which hangs is reset after one time-out.
-		if b.dog != nil {
-			b.dog.feed()
-		}
+		b.feed()
 	}
 	return b.handOver()
 }

@@ -40,7 +40,7 @@ func (b *boot) handOver() error {
 
 	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "TERM=linux"}
 	if b.dog != nil {
-		env = append(env, "WATCHDOG_FD="+strconv.Itoa(b.dog.fd))
+		env = append(env, "WATCHDOG_FD="+strconv.Itoa(b.dog.FD()))
 	}
 	const program = "/sbin/init"
 	return fmt.Errorf("start %s: %w", program, unix.Exec(program, []string{program}, env))

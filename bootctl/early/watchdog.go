@@ -2,20 +2,17 @@ package early
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"github.com/tandem-ota/tandem/bootctl/bootreport"
+	"github.com/tandem-ota/tandem/bootctl/watchdog"
 )
 
-const (
-	watchdogDevice = "/dev/watchdog0"
-	watchdogClass  = "/sys/class/watchdog/watchdog0"
-)
+const watchdogDevice = "/dev/watchdog0"
 
 // loaderArmed tells whether the hardware ran before its driver came, so that it
 // is asked before the first module is loaded: loading i6300esb stops the timer
@@ -52,53 +49,57 @@ func esbArmed(config []byte) bool {
 	return len(config) > lock && binary.LittleEndian.Uint32(config) == id && config[lock]&enable != 0
 }
 
-// dog is the open device. Bootctl/watchdog has the rest of the interface, for
-// those who feed by health; here a step that is done is the only food.
-type dog struct{ fd int }
-
-// feed restarts the timer. It cannot fail in a way that could be mended here,
-// and a timer that runs out does what an error would do.
-func (d *dog) feed() { _ = unix.IoctlWatchdogKeepalive(d.fd) }
-
 // openWatchdog opens the device, if there is one by now, and leaves it open for
 // every program after this one. armed is what loaderArmed said.
 func (b *boot) openWatchdog(armed bool) {
 	if b.dog != nil {
 		return
 	}
-	if _, err := os.Stat(watchdogDevice); err != nil {
+	dog, err := watchdog.Open(watchdogDevice)
+	if errors.Is(err, watchdog.ErrNoDevice) {
 		return
 	}
-	// Without O_CLOEXEC: the descriptor survives the exec of /sbin/init, so
-	// that there is no instant at which nobody holds the device.
-	fd, err := unix.Open(watchdogDevice, unix.O_RDWR, 0)
 	if err != nil {
-		b.problem("open watchdog: %v", err)
+		b.problem("%v", err)
 		return
 	}
-	b.dog = &dog{fd}
+	b.dog = dog
+	// Opening has started the timer with the driver's own time-out. Where it
+	// cannot be set (window watchdogs) that one has to do: any is better than none.
+	timeout, err := dog.SetTimeout(b.timeout)
+	if err != nil {
+		b.problem("%v", err)
+		timeout, _ = dog.Timeout()
+	}
+	b.feed()
+	// There must be no instant at which nobody holds the device.
+	if err := dog.Inherit(); err != nil {
+		b.problem("%v", err)
+	}
+	status, err := dog.BootStatus()
+	if err != nil {
+		b.problem("%v", err)
+	}
 	by := "init"
 	if armed {
 		by = "loader"
 	}
-	// Opening has started the timer with the driver's own time-out. Where it
-	// cannot be set (window watchdogs) that one has to do: any is better than none.
-	if err := unix.IoctlSetPointerInt(fd, unix.WDIOC_SETTIMEOUT, int(b.timeout.Seconds())); err != nil {
-		b.problem("set watchdog time-out: %v", err)
-	}
-	timeout, err := unix.IoctlGetInt(fd, unix.WDIOC_GETTIMEOUT)
-	if err != nil {
-		b.problem("read watchdog time-out: %v", err)
-	}
-	b.dog.feed()
-	identity, _ := os.ReadFile(watchdogClass + "/identity")
-	status, _ := os.ReadFile(watchdogClass + "/bootstatus")
-	flags, _ := strconv.Atoi(strings.TrimSpace(string(status)))
 	b.report.Watchdog = &bootreport.Watchdog{
-		Identity:   strings.TrimSpace(string(identity)),
+		Identity:   dog.Identity(),
 		ArmedBy:    by,
-		BootStatus: flags,
-		TimeoutS:   timeout,
-		FD:         fd,
+		BootStatus: int(status),
+		TimeoutS:   int(timeout / time.Second),
+		FD:         dog.FD(),
+	}
+}
+
+// feed restarts the timer. An error is for whoever reads the console: a timer
+// that is not fed does what has to be done.
+func (b *boot) feed() {
+	if b.dog == nil {
+		return
+	}
+	if err := b.dog.Feed(); err != nil {
+		b.say("%v", err)
 	}
 }
