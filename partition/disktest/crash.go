@@ -100,14 +100,13 @@ func (c *Crash) Disks() []*Disk {
 		}
 		p := c.pending[i]
 		d := b.disks[p.disk]
-		copy(d.view[p.sector*Sector:], content(p, f))
+		copy(d.base[p.sector*Sector:], content(p, f)) // and so the view
 		delete(d.bad, p.sector)
 		if f == unreadable {
 			d.bad[p.sector] = true
 		}
 	}
 	for _, d := range b.disks {
-		copy(d.base, d.view)
 		d.baseBad = maps.Clone(d.bad)
 	}
 	return b.disks

@@ -110,8 +110,9 @@ func (b *Bench) Disk(content []byte) *Disk {
 	if len(b.log) > 0 {
 		panic("disktest: disk added after the first operation")
 	}
+	content = bytes.Clone(content)
 	d := &Disk{
-		bench: b, index: len(b.disks), base: bytes.Clone(content), view: bytes.Clone(content),
+		bench: b, index: len(b.disks), base: content, view: content,
 		stale: make(map[int64][]byte), bad: make(map[int64]bool), baseBad: make(map[int64]bool),
 	}
 	b.disks = append(b.disks, d)
@@ -186,7 +187,7 @@ type Disk struct {
 	bench *Bench
 	index int
 	base  []byte // content when the log was empty
-	view  []byte // what reads see
+	view  []byte // what reads see; the same memory as base until the first write
 	// stale holds, by sector number, what the medium has where a failed Sync lost
 	// what the cache still shows.
 	stale   map[int64][]byte
@@ -279,12 +280,21 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	if !d.bench.begin(Op{Disk: d.index, Kind: Write, Off: first * Sector, Data: whole}) {
 		return 0, ErrPower
 	}
+	d.unshare()
 	copy(d.view[first*Sector:], whole)
 	for s := first; s <= last; s++ {
 		delete(d.stale, s)
 		delete(d.bad, s)
 	}
 	return len(p), failed
+}
+
+// unshare comes before a change of the view. Most states of a crash are only
+// looked at, and a copy for each would be most of a test's time.
+func (d *Disk) unshare() {
+	if len(d.view) > 0 && &d.view[0] == &d.base[0] {
+		d.view = bytes.Clone(d.base)
+	}
 }
 
 // Sync makes what was written durable.
@@ -312,6 +322,7 @@ func (d *Disk) Sync() error {
 func (d *Disk) DropCache() error {
 	d.bench.mu.Lock()
 	defer d.bench.mu.Unlock()
+	d.unshare()
 	for s, old := range d.stale {
 		copy(d.view[s*Sector:], old)
 	}

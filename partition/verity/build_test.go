@@ -39,7 +39,7 @@ func TestBuildEqualsVeritysetup(t *testing.T) {
 		"longest salt":  bytes.Repeat([]byte{0x5a, 0x01}, MaxSalt/2),
 		"one byte salt": {7},
 	}
-	for _, blocks := range []int64{1, 2, 127, 128, 129, 128*128 - 1, 128 * 128, 128*128 + 1} {
+	for _, blocks := range []int64{1, 2, 127, 128, 129, 128 * 128, 128*128 + 1} {
 		for name, salt := range salts {
 			if blocks > 1000 && len(salt) != 32 {
 				continue // the salt goes through the same code at every level
