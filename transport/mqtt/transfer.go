@@ -266,7 +266,7 @@ func (t *transfer) ask(pos, limit int64) (time.Time, error) {
 		return now.Add(maxRTO), nil
 	}
 	if len(send) > 0 {
-		soon(now.Add(t.win.rto(0)))
+		soon(now.Add(min(quietTime, t.win.rto(0))))
 	}
 	if err != nil && flight > 0 {
 		err = nil // what is on its way may be all that the reader needs
