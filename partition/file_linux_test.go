@@ -2,6 +2,8 @@ package partition
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -163,4 +165,29 @@ func TestSection(t *testing.T) {
 	for _, w := range [][2]int64{{-1, 5}, {0, 1001}, {1000, 1}, {5, -1}, {1 << 62, 1 << 62}} {
 		require.Zero(t, Section(d, w[0], w[1]).Size(), "%v", w)
 	}
+}
+
+// On a real block device the same installation ends in the same bytes, as
+// sha256sum sees them, and no more was written than the image needed.
+func TestInstallOnBlockDevice(t *testing.T) {
+	tool := needTool(t, "sha256sum", "coreutils")
+	dev := loop(t, slotSize)
+	f, err := OpenFile(dev)
+	require.NoError(t, err)
+	count, err := install(f, 0, func(int64) {})
+	require.NoError(t, err)
+	require.Equal(t, Counters{Read: imageSize, Written: 7*BlockSize + 512, Skipped: imageSize - 7*BlockSize - 512}, count)
+	require.NoError(t, f.Close())
+
+	read, err := OpenRead(dev)
+	require.NoError(t, err)
+	defer read.Close()
+	r, err := ReadRecord(read)
+	require.NoError(t, err)
+	require.Equal(t, newRecord, r)
+	sum := exec.Command(tool)
+	sum.Stdin = io.NewSectionReader(read, 0, imageSize)
+	out, err := sum.Output()
+	require.NoError(t, err)
+	require.Equal(t, fmt.Sprintf("%x  -\n", sha256.Sum256(newImage)), string(out))
 }
