@@ -1,0 +1,259 @@
+// Package mkdelta makes the patches that package delta decodes. It runs on a
+// desk, never on a device.
+//
+// How it finds what is old: blocks of the old image are indexed by a hash, a
+// rolling hash over the new image finds them again wherever they have moved, and
+// each find is extended both ways, exactly at first and then over bytes that differ as
+// long as most agree, as bsdiff does. What is found becomes copies and
+// differences, the rest literals; zstd compresses the streams of each frame.
+//
+// The result depends on the two images and the options, not on the number of
+// cores, nor on time. Every patch is decoded and compared with the
+// new image before it is handed out.
+//
+// Memory, in bytes: the old image, its index (half of the old image by default, less with a
+// tighter Options.Memory), and some 40 MiB per core. The frames wait in a
+// temporary file, because the table in front of them needs their lengths.
+package mkdelta
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/tandem-ota/tandem/updater/delta"
+)
+
+// ErrMemory means that the old image and the coarsest index that is of use do
+// not fit into Options.Memory. More memory, or a full payload, is the way out.
+var ErrMemory = errors.New("not enough memory to make a delta")
+
+// ErrChanged means that the patch does not rebuild the new image: an image was
+// written to while it was read, or the machine is faulty. Nothing was handed out.
+var ErrChanged = errors.New("delta does not rebuild the new image")
+
+// An Image is a file or device of which the first Size bytes count.
+type Image struct {
+	io.ReaderAt
+	Size int64
+}
+
+// Options may be left at their zero values.
+type Options struct {
+	Level     int    // of zstd, 1 (fast) to 4 (small); 0 means 4
+	FrameSize int    // image bytes per frame: 64 KiB to 4 MiB, a multiple of 64 KiB; 0 means 1 MiB
+	Memory    int64  // bytes that making may take; 0 means as much as is of use
+	Workers   int    // frames worked on at a time; 0 means one per core
+	TempDir   string // where the frames wait; "" means os.TempDir()
+
+	// Progress is told how much of the new image is done, in bytes, from one goroutine
+	// and in growing order.
+	Progress func(done, total int64)
+}
+
+// Stats says what a patch is made of. Copied, Different, Literal and Zero add
+// up to the size of the new image.
+type Stats struct {
+	Size      int64 // of the patch
+	Memory    int64 // that a device needs to apply it
+	Frames    int
+	Copied    int64 // image bytes that are old bytes
+	Different int64 // image bytes that are old bytes plus a difference
+	Literal   int64 // image bytes that the patch carries, before compression
+	Zero      int64
+}
+
+// Make writes the patch that makes target from base.
+//
+// If Make fails, what it wrote to out is no patch; nothing is written before
+// the whole patch has been proven to rebuild target.
+func Make(ctx context.Context, base, target Image, o Options, out io.Writer) (Stats, error) {
+	if err := o.complete(); err != nil {
+		return Stats{}, err
+	}
+	if base.Size <= 0 || base.Size > delta.MaxSize {
+		return Stats{}, fmt.Errorf("old image of %d bytes: %w", base.Size, delta.ErrLimit)
+	}
+	step, err := indexStep(base.Size, o)
+	if err != nil {
+		return Stats{}, err
+	}
+	old := make([]byte, base.Size)
+	if _, err := io.ReadFull(io.NewSectionReader(base, 0, base.Size), old); err != nil {
+		return Stats{}, fmt.Errorf("read old image: %w", err)
+	}
+	return build(ctx, newIndex(old, step), target, o, out)
+}
+
+// MakeFull writes the patch that makes target from nothing. Otherwise it is
+// like Make.
+func MakeFull(ctx context.Context, target Image, o Options, out io.Writer) (Stats, error) {
+	if err := o.complete(); err != nil {
+		return Stats{}, err
+	}
+	return build(ctx, nil, target, o, out)
+}
+
+func (o *Options) complete() error {
+	if o.Level == 0 {
+		o.Level = int(zstd.SpeedBestCompression)
+	}
+	if o.FrameSize == 0 {
+		o.FrameSize = 1 << 20
+	}
+	if o.Workers == 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	if o.Progress == nil {
+		o.Progress = func(int64, int64) {}
+	}
+	switch {
+	case o.Level < int(zstd.SpeedFastest) || o.Level > int(zstd.SpeedBestCompression):
+		return fmt.Errorf("level %d: want 1 to %d", o.Level, zstd.SpeedBestCompression)
+	case o.FrameSize < delta.Leaf || o.FrameSize > delta.MaxFrame || o.FrameSize%delta.Leaf != 0:
+		return fmt.Errorf("frame size %d: want a multiple of %d up to %d", o.FrameSize, delta.Leaf, delta.MaxFrame)
+	case o.Workers < 0 || o.Memory < 0:
+		return fmt.Errorf("%d workers, %d bytes of memory: want no negative numbers", o.Workers, o.Memory)
+	}
+	return nil
+}
+
+// build makes the frames into a temporary file, then writes header, table and frames.
+func build(ctx context.Context, ix *index, target Image, o Options, out io.Writer) (Stats, error) {
+	count := (target.Size + int64(o.FrameSize) - 1) / int64(o.FrameSize)
+	if target.Size < 0 || target.Size > delta.MaxSize || count > delta.MaxFrames {
+		return Stats{}, fmt.Errorf("new image of %d bytes in %d frames: %w", target.Size, count, delta.ErrLimit)
+	}
+	spool, err := os.CreateTemp(o.TempDir, "mkdelta-")
+	if err != nil {
+		return Stats{}, fmt.Errorf("make temporary file: %w", err)
+	}
+	defer spool.Close()
+	// Without a name at once: a killed encoder leaves nothing behind.
+	if err := os.Remove(spool.Name()); err != nil {
+		return Stats{}, fmt.Errorf("unlink temporary file: %w", err)
+	}
+	var (
+		stats Stats
+		table = make([]byte, 0, count*delta.EntrySize)
+		sizes struct{ frame, blob, body int64 }
+		done  int64
+	)
+	err = makeFrames(ctx, ix, target, o, func(f *frame) error {
+		table = binary.LittleEndian.AppendUint32(table, uint32(f.length))
+		table = binary.LittleEndian.AppendUint32(table, uint32(len(f.packed)))
+		sizes.frame = max(sizes.frame, int64(f.length))
+		sizes.blob = max(sizes.blob, int64(len(f.packed)))
+		sizes.body = max(sizes.body, int64(f.body))
+		stats.Copied += f.stats.Copied
+		stats.Different += f.stats.Different
+		stats.Literal += f.stats.Literal
+		stats.Zero += f.stats.Zero
+		stats.Size += int64(len(f.packed))
+		done += int64(f.length)
+		o.Progress(done, target.Size)
+		_, err := spool.Write(f.packed)
+		return err
+	})
+	if err != nil {
+		return Stats{}, err
+	}
+	stats.Frames = int(count)
+	stats.Memory = delta.MemoryNeeded(stats.Frames, sizes.frame, sizes.blob, sizes.body)
+
+	head := make([]byte, delta.HeaderSize, delta.HeaderSize+len(table))
+	le := binary.LittleEndian
+	copy(head, delta.Magic)
+	le.PutUint16(head[8:], delta.Version)
+	le.PutUint64(head[16:], uint64(target.Size))
+	var base io.ReaderAt
+	if ix != nil {
+		le.PutUint16(head[10:], delta.FlagBase)
+		le.PutUint64(head[24:], uint64(len(ix.old)))
+		sum := sha256.Sum256(ix.old)
+		copy(head[32:], sum[:])
+		base = bytes.NewReader(ix.old)
+	}
+	le.PutUint64(head[64:], uint64(stats.Memory))
+	le.PutUint32(head[72:], uint32(stats.Frames))
+	le.PutUint32(head[76:], uint32(sizes.frame))
+	le.PutUint32(head[80:], uint32(sizes.blob))
+	le.PutUint32(head[84:], uint32(sizes.body))
+	sum := sha256.New()
+	sum.Write(head[:delta.HeaderSize-sha256.Size])
+	sum.Write(table)
+	sum.Sum(head[:delta.HeaderSize-sha256.Size])
+	head = append(head, table...)
+
+	blob := &spliced{head: head, tail: spool}
+	stats.Size += int64(len(head))
+	if err := prove(ctx, blob, stats, base, target); err != nil {
+		return Stats{}, err
+	}
+	if _, err := io.Copy(out, io.NewSectionReader(blob, 0, stats.Size)); err != nil {
+		return Stats{}, fmt.Errorf("write delta: %w", err)
+	}
+	return stats, nil
+}
+
+// prove decodes the patch as a device would and compares.
+func prove(ctx context.Context, blob io.ReaderAt, stats Stats, base io.ReaderAt, target Image) error {
+	p, err := delta.Open(blob, stats.Size, delta.Limits{Memory: stats.Memory, Size: target.Size})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrChanged, err)
+	}
+	var packed, got, want []byte
+	for i := range p.Frames() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		f := p.Frame(i)
+		packed, got, want = grow(packed, f.BlobLength), grow(got, f.Length), grow(want, f.Length)
+		if _, err := blob.ReadAt(packed, f.Blob); err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("read temporary file: %w", err)
+		}
+		if n, err := target.ReadAt(want, f.Target); n != len(want) {
+			return fmt.Errorf("read new image: %w", err)
+		}
+		if err := p.Decode(i, packed, base, got); err != nil {
+			return fmt.Errorf("%w: %w", ErrChanged, err)
+		}
+		if !bytes.Equal(got, want) {
+			return fmt.Errorf("%w: frame %d", ErrChanged, i)
+		}
+	}
+	return nil
+}
+
+func grow(b []byte, n int64) []byte {
+	if int64(cap(b)) < n {
+		return make([]byte, n)
+	}
+	return b[:n]
+}
+
+// spliced is head followed by tail.
+type spliced struct {
+	head []byte
+	tail io.ReaderAt
+}
+
+func (s *spliced) ReadAt(p []byte, off int64) (int, error) {
+	n := 0
+	if off < int64(len(s.head)) {
+		n = copy(p, s.head[off:])
+		if n == len(p) {
+			return n, nil
+		}
+	}
+	m, err := s.tail.ReadAt(p[n:], off+int64(n)-int64(len(s.head)))
+	return n + m, err
+}
