@@ -3,6 +3,7 @@ package mktrust
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,11 +19,16 @@ import (
 // targets, snapshot and timestamp get new versions. Repeating it with the same
 // data only refreshes expiry. ErrIncomplete means that the targets wait in
 // staged/ for other keys; ErrNoKey that snapshot or timestamp do, after which
-// Refresh completes them on the machine with their keys.
-func (f *Folder) AddTarget(ctx context.Context, name string, data []byte) error {
+// Refresh completes them on the machine with their keys. custom is for people
+// and tools; devices do not read it.
+func (f *Folder) AddTarget(ctx context.Context, name string, data []byte, custom map[string]string) error {
+	note, err := json.Marshal(custom)
+	if err != nil {
+		return err
+	}
 	return f.editTargets(ctx, func(t *metadata.TargetsType) error {
 		sum := sha256.Sum256(data)
-		t.Targets[name] = &metadata.TargetFiles{Length: int64(len(data)), Hashes: metadata.Hashes{"sha256": sum[:]}}
+		t.Targets[name] = &metadata.TargetFiles{Length: int64(len(data)), Hashes: metadata.Hashes{"sha256": sum[:]}, Custom: (*json.RawMessage)(&note)}
 		return nil
 	})
 }
