@@ -52,15 +52,18 @@ func (h Home) Retained() string { return h.file("retained") }
 // years later; who may connect is decided anew at each connection.
 const lifetime = 20 * 365 * 24 * time.Hour
 
-// Init makes the authority, the certificate of the broker for the given hosts
-// (names and addresses) and the desk's folder. It refuses a folder that has an
-// authority: devices trust that one.
+// ServerName is in every broker certificate, and provisioned clients ask for it:
+// a broker may then move to another address, as long as it has a certificate of
+// the same authority.
+const ServerName = "tandem-broker"
+
+// Init makes the authority, the certificate of the broker for ServerName and
+// the given hosts (names and addresses, for clients that were not provisioned
+// here), and the desk's folder, whose tools look for the broker at the given
+// URLs. It refuses a folder that has an authority: devices trust that one.
 func (h Home) Init(hosts []string, brokers []string, now time.Time) error {
 	if _, err := os.Stat(h.file("ca.pem")); err == nil {
 		return fmt.Errorf("init broker: %s exists, and devices may trust it", h.file("ca.pem"))
-	}
-	if len(hosts) == 0 {
-		return errors.New("init broker: no host name")
 	}
 	if err := os.MkdirAll(string(h), 0o700); err != nil {
 		return fmt.Errorf("init broker: %w", err)
@@ -77,10 +80,11 @@ func (h Home) Init(hosts []string, brokers []string, now time.Time) error {
 		return err
 	}
 	server := &x509.Certificate{
-		Subject:   pkix.Name{CommonName: hosts[0], OrganizationalUnit: []string{"tandem-broker"}},
+		Subject:   pkix.Name{CommonName: ServerName, OrganizationalUnit: []string{"tandem-broker"}},
 		NotBefore: caCert.NotBefore, NotAfter: caCert.NotAfter,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
+	server.DNSNames = []string{ServerName}
 	for _, host := range hosts {
 		if ip := net.ParseIP(host); ip != nil {
 			server.IPAddresses = append(server.IPAddresses, ip)
@@ -91,7 +95,29 @@ func (h Home) Init(hosts []string, brokers []string, now time.Time) error {
 	if err := h.issue(server, caCert, caKey, h.file("server.pem"), h.file("server-key.pem")); err != nil {
 		return fmt.Errorf("init broker: %w", err)
 	}
-	return h.folder(h.Desk(), "desk", roleDesk, mqtt.Provision{Brokers: brokers, ServerName: hosts[0]}, true)
+	return h.folder(h.Desk(), "desk", roleDesk, mqtt.Provision{Brokers: brokers}, true)
+}
+
+// EnrollDesk makes a provisioning folder, under devices/, for one more tool of
+// the desk. Its id begins with "desk-". Brokers that tie the client id to the
+// certificate need one for each tool that runs at the same time.
+func (h Home) EnrollDesk(id string, p mqtt.Provision, again bool) (string, error) {
+	if err := transport.CheckID(id); err != nil || !strings.HasPrefix(id, deskPrefix) {
+		return "", fmt.Errorf("enroll: %.80q does not begin with %q: %w", id, deskPrefix, transport.ErrID)
+	}
+	dir, err := h.fresh(id, again)
+	if err != nil {
+		return "", err
+	}
+	return dir, h.folder(dir, id, roleDesk, p, true)
+}
+
+func (h Home) fresh(id string, again bool) (string, error) {
+	dir := h.file("devices", id)
+	if _, err := os.Stat(dir); err == nil && !again {
+		return "", fmt.Errorf("enroll: %s: %w", dir, fs.ErrExist)
+	}
+	return dir, nil
 }
 
 // Enroll makes the provisioning folder of a device, with a certificate or, for
@@ -104,9 +130,9 @@ func (h Home) Enroll(id string, p mqtt.Provision, password, again bool) (string,
 	if strings.HasPrefix(id+"-", deskPrefix) {
 		return "", fmt.Errorf("enroll: %s: ids that begin with %q belong to the desk", id, deskPrefix)
 	}
-	dir := h.file("devices", id)
-	if _, err := os.Stat(dir); err == nil && !again {
-		return "", fmt.Errorf("enroll: %s exists", dir)
+	dir, err := h.fresh(id, again)
+	if err != nil {
+		return "", err
 	}
 	if password {
 		secret := make([]byte, 32)
@@ -140,6 +166,7 @@ func (h Home) folder(dir, id, role string, p mqtt.Provision, cert bool) error {
 			return fmt.Errorf("enroll: %w", err)
 		}
 	}
+	p.ServerName = ServerName
 	data, err := json.MarshalIndent(p, "", "  ")
 	if err != nil {
 		return fmt.Errorf("enroll: %w", err)
