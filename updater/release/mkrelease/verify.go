@@ -62,7 +62,7 @@ func verify(ctx context.Context, path string, o VerifyOptions) (v Verified, err 
 		return v, err
 	}
 	for _, im := range v.Manifest.Images {
-		if err := v.blob(ctx, r, im.Tree, im.TreeSize(), "", 0, o); err != nil {
+		if err := v.blob(ctx, r, im.Name, manifest.Content{Digest: im.Tree, Size: im.TreeSize()}, o); err != nil {
 			return v, err
 		}
 		for _, p := range im.Payloads {
@@ -70,14 +70,14 @@ func verify(ctx context.Context, path string, o VerifyOptions) (v Verified, err 
 				v.Absent = append(v.Absent, im.Name+" "+p.Kind)
 				continue
 			}
-			if err := v.blob(ctx, r, p.Blob.Digest, p.Blob.Size, p.Blob.Tree, p.Blob.TreeSize(), o); err != nil {
+			if err := v.blob(ctx, r, im.Name+" "+p.Kind, p.Blob, o); err != nil {
 				return v, err
 			}
 		}
 	}
 	if d := v.Manifest.Provenance.SBOM; d != "" {
 		if size, ok := r.Size(d); ok {
-			if err := v.blob(ctx, r, d, size, "", 0, o); err != nil {
+			if err := v.blob(ctx, r, "SBOM", manifest.Content{Digest: d, Size: size}, o); err != nil {
 				return v, err
 			}
 		}
@@ -129,28 +129,27 @@ func (nothing) Put(string, []byte) error   { return nil }
 func (nothing) Delete(string) error        { return nil }
 
 // blob hashes one blob, and its tree where it has one.
-func (v *Verified) blob(ctx context.Context, r *release.Release, d manifest.Digest, size int64, tree manifest.Digest, treeSize int64, o VerifyOptions) error {
-	if d == "" {
+func (v *Verified) blob(ctx context.Context, r *release.Release, name string, c manifest.Content, o VerifyOptions) error {
+	if c.Digest == "" {
 		return nil
 	}
-	step := "hash " + string(d[:19])
 	sum := newHasher()
-	in := io.NewSectionReader(source{ctx, r, d}, 0, size)
-	if err := copyAll(ctx, sum, in, func(done int64) { o.Progress(step, done, size) }); err != nil {
-		return fmt.Errorf("%w: blob %s: %w", ErrDamaged, d, err)
+	in := io.NewSectionReader(source{ctx, r, c.Digest}, 0, c.Size)
+	if err := copyAll(ctx, sum, in, func(done int64) { o.Progress("hash "+name, done, c.Size) }); err != nil {
+		return fmt.Errorf("%w: %s, blob %s: %w", ErrDamaged, name, c.Digest, err)
 	}
 	got := sum.content()
-	if got.Digest != d || got.Size != size {
-		return fmt.Errorf("%w: blob %s is %s with %d bytes", ErrDamaged, d, got.Digest, got.Size)
+	if got.Digest != c.Digest || got.Size != c.Size {
+		return fmt.Errorf("%w: %s, blob %s is %s with %d bytes", ErrDamaged, name, c.Digest, got.Digest, got.Size)
 	}
 	v.Blobs++
-	if tree == "" {
+	if c.Tree == "" {
 		return nil
 	}
-	if got.Tree != tree {
-		return fmt.Errorf("%w: the hash tree of blob %s is %s, the manifest says %s", ErrDamaged, d, got.Tree, tree)
+	if got.Tree != c.Tree {
+		return fmt.Errorf("%w: %s, the hash tree of blob %s is %s, the manifest says %s", ErrDamaged, name, c.Digest, got.Tree, c.Tree)
 	}
-	return v.blob(ctx, r, tree, treeSize, "", 0, o)
+	return v.blob(ctx, r, name, manifest.Content{Digest: c.Tree, Size: c.TreeSize()}, o)
 }
 
 // decode rebuilds every image from every payload for which there is a base.

@@ -22,13 +22,19 @@ import (
 // Refresh completes them on the machine with their keys. custom is for people
 // and tools; devices do not read it.
 func (f *Folder) AddTarget(ctx context.Context, name string, data []byte, custom map[string]string) error {
-	note, err := json.Marshal(custom)
-	if err != nil {
-		return err
+	sum := sha256.Sum256(data)
+	entry := &metadata.TargetFiles{Length: int64(len(data)), Hashes: metadata.Hashes{"sha256": sum[:]}}
+	// Left out where it is empty: go-tuf would sign a null that it does not
+	// see when it reads the file again.
+	if len(custom) > 0 {
+		note, err := json.Marshal(custom)
+		if err != nil {
+			return err
+		}
+		entry.Custom = (*json.RawMessage)(&note)
 	}
 	return f.editTargets(ctx, func(t *metadata.TargetsType) error {
-		sum := sha256.Sum256(data)
-		t.Targets[name] = &metadata.TargetFiles{Length: int64(len(data)), Hashes: metadata.Hashes{"sha256": sum[:]}, Custom: (*json.RawMessage)(&note)}
+		t.Targets[name] = entry
 		return nil
 	})
 }
@@ -46,12 +52,12 @@ func (f *Folder) RemoveTarget(ctx context.Context, name string) error {
 }
 
 func (f *Folder) editTargets(ctx context.Context, edit func(*metadata.TargetsType) error) error {
+	if err := f.nothingStaged(); err != nil {
+		return err
+	}
 	t, err := f.Targets()
 	if err != nil {
 		return err
-	}
-	if _, err := os.Stat(filepath.Join(f.path, "staged", "targets.json")); err == nil {
-		return fmt.Errorf("%w: staged/targets.json comes first", ErrIncomplete)
 	}
 	if err := edit(&t.Signed); err != nil {
 		return err

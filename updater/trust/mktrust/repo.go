@@ -256,18 +256,31 @@ func (f *Folder) Metadata(_ context.Context, name string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(f.path, "metadata", name))
 }
 
-// Files lists the published metadata, by name.
+// Files lists the metadata that a client needs, by name: every root, and the
+// newest of the other roles. Older ones stay in the folder for audits.
 func (f *Folder) Files() ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(f.path, "metadata"))
+	names := []string{"targets.json", "timestamp.json"}
+	root, err := f.Root()
 	if err != nil {
 		return nil, err
 	}
-	var names []string
-	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), ".json") {
-			names = append(names, e.Name())
-		}
+	for n := range root.Signed.Version {
+		names = append(names, strconv.FormatInt(n+1, 10)+".root.json")
 	}
+	targets, err := f.Targets()
+	if err != nil {
+		return nil, err
+	}
+	names = append(names, strconv.FormatInt(targets.Signed.Version, 10)+".targets.json")
+	data, err := f.Metadata(context.Background(), "timestamp.json")
+	if err != nil {
+		return nil, err
+	}
+	timestamp, err := metadata.Timestamp().FromBytes(data)
+	if err != nil {
+		return nil, err
+	}
+	names = append(names, strconv.FormatInt(timestamp.Signed.Meta["snapshot.json"].Version, 10)+".snapshot.json")
 	slices.Sort(names)
 	return names, nil
 }

@@ -41,6 +41,10 @@ func (f *Folder) Rotate(ctx context.Context, role string, o RotateOptions) error
 	if o.Quorum.Threshold < 1 || o.Quorum.Threshold > o.Quorum.Keys || o.Signer != "" && o.Quorum.Keys > 1 {
 		return fmt.Errorf("role %s: a threshold of %d with %d keys makes no sense", role, o.Quorum.Threshold, o.Quorum.Keys)
 	}
+	// Before keys are made: a second try must not leave keys that nobody names.
+	if err := f.nothingStaged(); err != nil {
+		return err
+	}
 	old, err := f.keyFiles(role)
 	if err != nil {
 		return err
@@ -181,8 +185,8 @@ func (f *Folder) retire(names []string) error {
 }
 
 func (f *Folder) editRoot(ctx context.Context, edit func(*metadata.RootType) error) error {
-	if _, err := os.Stat(filepath.Join(f.path, "staged", "root.json")); err == nil {
-		return fmt.Errorf("%w: staged/root.json comes first", ErrIncomplete)
+	if err := f.nothingStaged(); err != nil {
+		return err
 	}
 	old, err := f.Root()
 	if err != nil {
@@ -199,6 +203,17 @@ func (f *Folder) editRoot(ctx context.Context, edit func(*metadata.RootType) err
 	next.Signed.Version++
 	next.Signed.Expires = f.expires(Root)
 	return f.publishRoot(ctx, next, old)
+}
+
+// nothingStaged refuses a second change while the first lacks signatures: it
+// would have the same version.
+func (f *Folder) nothingStaged() error {
+	for _, name := range []string{"root.json", "targets.json"} {
+		if _, err := os.Stat(filepath.Join(f.path, "staged", name)); err == nil {
+			return fmt.Errorf("%w: staged/%s comes first", ErrIncomplete, name)
+		}
+	}
+	return nil
 }
 
 // publishRoot signs a root by its own keys and those of the one before, if
