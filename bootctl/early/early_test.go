@@ -146,13 +146,13 @@ func put(t *testing.T, dir, name string, content []byte) {
 // kernel is not taken for one, and the end is kept if it is too long.
 func TestReadPstore(t *testing.T) {
 	dir := t.TempDir()
-	put(t, dir, "dmesg-efi-170000000001001", []byte("Panic#2 Part1\nthird\nKernel panic - not syncing\n"))
+	put(t, dir, "dmesg-efi-170000000001001", []byte("Panic#2 Part1\n<4>[   1.5] third\n<0>Kernel panic - not syncing\n"))
 	put(t, dir, "dmesg-efi-170000000002001", []byte("Panic#2 Part2\nfirst\nsecond"))
 	put(t, dir, "dmesg-efi-160000000001001", []byte("Oops#1 Part1\nearlier\n"))
 	put(t, dir, "dmesg-efi-160000000001002", nil)
 	put(t, dir, "console-ramoops-0", []byte("Panic#9 Part1\nno dump\n"))
 	text, files := readPstore(dir)
-	require.Equal(t, "first\nsecond\nthird\nKernel panic - not syncing", text)
+	require.Equal(t, "first\nsecond\n[   1.5] third\nKernel panic - not syncing", text)
 	require.Len(t, files, 4)
 
 	var long strings.Builder

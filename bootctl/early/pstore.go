@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -13,6 +14,9 @@ import (
 // maxPanic bounds what is kept of a kernel's last words, in bytes. The end is
 // what matters: it has the cause and the stack.
 const maxPanic = 4 << 10
+
+// priorities are the "<4>" with which each line of the ring buffer begins.
+var priorities = regexp.MustCompile(`(?m)^<\d{1,3}>`)
 
 // readPstore collects the end of the kernel log that the last panic left in the
 // firmware (pstore, Documentation/admin-guide/ramoops.rst; the file system is
@@ -66,7 +70,7 @@ func readPstore(dir string) (text string, files []string) {
 			all.WriteByte('\n')
 		}
 	}
-	text = strings.TrimRight(all.String(), "\n")
+	text = strings.TrimRight(priorities.ReplaceAllString(all.String(), ""), "\n")
 	if len(text) > maxPanic {
 		text = text[len(text)-maxPanic:]
 		// Begin with a whole line.

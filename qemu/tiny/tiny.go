@@ -27,6 +27,11 @@ const Program = "github.com/tandem-ota/tandem/qemu/tiny/cmd/tiny"
 // Faults are the ways in which a release can be bad; package guest describes them.
 var Faults = []string{"hang", "panic", "unhealthy", "slow"}
 
+// KernelHang, added to the command line of a kernel, makes a release whose kernel
+// never gets to user space: without a program to start in the initramfs, it waits
+// for a root device that does not exist. (Debian's kernel has no kgdbwait.)
+const KernelHang = "rdinit=/none root=/dev/none rootwait"
+
 // ErrOptions means that a tree cannot be built from these options.
 var ErrOptions = errors.New("tiny system")
 

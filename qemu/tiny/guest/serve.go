@@ -228,25 +228,26 @@ func exitCode(cmd *exec.Cmd, err error) int {
 	return 126
 }
 
-// limited keeps the first bytes of an output.
+// limited keeps the first bytes of an output. The buffer is not embedded: its
+// ReadFrom would let a copy past the limit.
 type limited struct {
-	bytes.Buffer
+	kept    bytes.Buffer
 	dropped bool
 }
 
 func (l *limited) Write(p []byte) (int, error) {
-	room := port.MaxOutput - l.Len()
+	room := port.MaxOutput - l.kept.Len()
 	if len(p) > room {
 		l.dropped = true
-		l.Buffer.Write(p[:room])
+		l.kept.Write(p[:room])
 		return len(p), nil
 	}
-	return l.Buffer.Write(p)
+	return l.kept.Write(p)
 }
 
 func (l *limited) text(encode bool) string {
 	if encode {
-		return base64.StdEncoding.EncodeToString(l.Bytes())
+		return base64.StdEncoding.EncodeToString(l.kept.Bytes())
 	}
-	return l.String()
+	return l.kept.String()
 }

@@ -54,6 +54,16 @@ func shell(s streams, args []string) int {
 	} else {
 		params = append([]string{"--"}, params...)
 	}
+	// A script on standard input is read to its end before it runs: the runner
+	// would otherwise pass the rest of it to the first command as its input.
+	var program *syntax.File
+	if !interactive {
+		var err error
+		if program, err = syntax.NewParser().Parse(source, name); err != nil {
+			fmt.Fprintln(s.err, err)
+			return 2
+		}
+	}
 	r, err := interp.New(interp.StdIO(s.in, s.out, s.err), interp.Interactive(interactive), interp.Params(params...))
 	if err != nil {
 		fmt.Fprintln(s.err, err)
@@ -62,25 +72,28 @@ func shell(s streams, args []string) int {
 	if interactive {
 		return converse(r, s)
 	}
-	program, err := syntax.NewParser().Parse(source, name)
-	if err != nil {
-		fmt.Fprintln(s.err, err)
-		return 2
-	}
 	return code(r.Run(context.Background(), program), s.err)
 }
 
 // converse reads statements from a terminal. The prompt names the slot and the
 // version, so that nobody types at the wrong system after a revert.
 func converse(r *interp.Runner, s streams) int {
+	// The shell outlives ^C. Caught, not ignored: an ignored signal would stay
+	// ignored in the commands it starts.
+	interrupts := make(chan os.Signal, 1)
+	signal.Notify(interrupts, unix.SIGINT)
+	defer signal.Stop(interrupts)
+
 	me := identify()
 	prompt := fmt.Sprintf("tiny:%s:%s# ", me.Slot, me.Version)
-	parser := syntax.NewParser()
 	for {
 		fmt.Fprint(s.out, prompt)
+		parser := syntax.NewParser()
+		misread := false
 		for statements, err := range parser.InteractiveSeq(s.in) {
 			if err != nil {
 				fmt.Fprintln(s.err, err)
+				misread = true
 				break
 			}
 			if parser.Incomplete() {
@@ -94,15 +107,13 @@ func converse(r *interp.Runner, s streams) int {
 			}
 			fmt.Fprint(s.out, prompt)
 		}
-		// The terminal is gone, or the parser gave up on a line.
-		if _, err := s.in.Read(nil); err != nil || !isTerminal(s.in) {
+		if !misread {
 			return 0
 		}
 	}
 }
 
-// oneStatement runs one statement, which ^C ends; the shell lives on. Caught,
-// not ignored: an ignored signal would stay ignored in the commands it starts.
+// oneStatement runs one statement, which ^C ends.
 func oneStatement(r *interp.Runner, s streams, statement *syntax.Stmt) (end *int) {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT)
 	defer stop()
@@ -126,13 +137,4 @@ func code(err error, errout io.Writer) int {
 	}
 	fmt.Fprintln(errout, err)
 	return 1
-}
-
-func isTerminal(r io.Reader) bool {
-	f, ok := r.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }

@@ -26,13 +26,21 @@ type service struct {
 	window time.Duration
 
 	process *os.Process
+	began   time.Time
 	ends    []time.Time
+	quick   int       // ends in a row that came soon after the start
 	next    time.Time // not before
 	gaveUp  bool
 }
 
-// respawn is the pause before a program that ended is started again.
-const respawn = time.Second
+const (
+	// respawn is the pause before a program that ended is started again. It
+	// doubles up to maxRespawn as long as the program lives shorter than soon:
+	// a prompt on a port that nobody can read from must not keep the machine busy.
+	respawn    = time.Second
+	maxRespawn = 16 * time.Second
+	soon       = 5 * time.Second
+)
 
 // processTable is all of init's services. Only init's one goroutine uses it.
 type processTable struct {
@@ -110,6 +118,7 @@ func (s *service) start() error {
 	if s.name0 != "" {
 		argv = append([]string{s.name0}, argv[2:]...)
 	}
+	s.began = time.Now()
 	s.process, err = os.StartProcess(s.argv[0], argv, attr)
 	return err
 }
@@ -138,7 +147,13 @@ func (t *processTable) reap() {
 // ended decides when s runs again.
 func (t *processTable) ended(s *service) {
 	now := time.Now()
-	s.next = now.Add(respawn)
+	pause := min(respawn<<s.quick, maxRespawn)
+	if now.Sub(s.began) >= soon {
+		pause, s.quick = respawn, 0
+	} else if pause < maxRespawn {
+		s.quick++
+	}
+	s.next = now.Add(pause)
 	s.ends = append(s.ends, now)
 	if s.burst > 0 {
 		if len(s.ends) > s.burst {
@@ -148,7 +163,7 @@ func (t *processTable) ended(s *service) {
 	} else {
 		s.ends = nil
 	}
-	time.AfterFunc(respawn, func() {
+	time.AfterFunc(pause, func() {
 		select {
 		case t.due <- struct{}{}:
 		default:
