@@ -1,0 +1,82 @@
+package updater
+
+import (
+	"errors"
+	"io/fs"
+	"syscall"
+
+	"github.com/tandem-ota/tandem/partition"
+	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/manifest"
+	"github.com/tandem-ota/tandem/updater/trust"
+)
+
+var (
+	// ErrBusy means that another installation runs, here or in another process.
+	// Wait for it or cancel it.
+	ErrBusy = errors.New("another installation is running")
+	// ErrCancelled means that an operator gave the installation up.
+	ErrCancelled = errors.New("installation cancelled")
+	// ErrNotInstalling means that there is nothing to cancel.
+	ErrNotInstalling = errors.New("no installation is running")
+
+	// ErrBoard means that the release is for other boards. It is never forced.
+	ErrBoard = errors.New("not made for this board")
+	// ErrDowngrade means that the release is not newer than what runs. It can be
+	// forced down to the floor of epochs.
+	ErrDowngrade = errors.New("not newer than the running release")
+	// ErrInstalled means that the release runs already. There is nothing to do.
+	ErrInstalled = errors.New("is running already")
+	// ErrEpoch means that the release is older than the device's floor of epochs:
+	// it has a fault that must never run again. It cannot be forced.
+	ErrEpoch = errors.New("below the floor of epochs")
+	// ErrFailedBefore means that the release was tried here and did not prove
+	// itself. It can be forced.
+	ErrFailedBefore = errors.New("failed on this device before")
+	// ErrAttempts means that the release was begun too often without getting to
+	// its trial. It can be forced.
+	ErrAttempts = errors.New("begun too often on this device")
+	// ErrOnTrial means that the running system is on trial: commit or revert first.
+	ErrOnTrial = errors.New("the running system is on trial")
+	// ErrNotOnTrial means that there is no trial to commit.
+	ErrNotOnTrial = errors.New("the running system is not on trial")
+	// ErrNoDelta means that no delta of the release fits what runs here, and that
+	// policy does not allow to download the whole images.
+	ErrNoDelta = errors.New("no delta fits what runs here")
+	// ErrMemory means that no payload of an image can be applied within the
+	// device's memory budget.
+	ErrMemory = errors.New("needs more memory than allowed")
+	// ErrNewerData means that the other slot's system cannot read the data that the
+	// running one has written. Forcing it may lose that data.
+	ErrNewerData = errors.New("the other system cannot read the present data")
+	// ErrNoFallback means that the other slot holds no bootable system.
+	ErrNoFallback = errors.New("the other slot holds no bootable system")
+	// ErrMismatch means that what was rebuilt is not what the manifest names. Base or
+	// source is damaged.
+	ErrMismatch = errors.New("rebuilt content differs from the manifest")
+	// ErrAlarm means that journal and boot record contradict each other in a way
+	// that no power cut explains, and that nothing is written until a person looked.
+	ErrAlarm = errors.New("boot record needs a person")
+)
+
+// permanent tells errors that the same release will meet again from those that pass
+// with time: the link, a full source, a signal.
+func permanent(err error) bool {
+	for _, passing := range []error{fs.ErrNotExist, syscall.EIO, syscall.ENOSPC, syscall.ENOMEM} {
+		if errors.Is(err, passing) {
+			return false
+		}
+	}
+	for _, lasting := range []error{
+		ErrMismatch, ErrMemory, ErrBoard, ErrDowngrade, ErrEpoch, ErrFailedBefore, ErrAttempts, ErrNoDelta,
+		delta.ErrFormat, delta.ErrLimit, delta.ErrMemory, delta.ErrUnsupported, transport.ErrLeaf,
+		manifest.ErrFormat, manifest.ErrCritical, manifest.ErrTooLarge, manifest.ErrUnsupported,
+		trust.ErrSignature, trust.ErrThreshold, trust.ErrFormat, partition.ErrMismatch, partition.ErrWriter, partition.ErrOutside,
+	} {
+		if errors.Is(err, lasting) {
+			return true
+		}
+	}
+	return false
+}

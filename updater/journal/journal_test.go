@@ -1,0 +1,104 @@
+package journal
+
+import (
+	"io/fs"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/updater/manifest"
+)
+
+type memory map[string][]byte
+
+func (m memory) Get(name string) ([]byte, error) {
+	if data, ok := m[name]; ok {
+		return data, nil
+	}
+	return nil, fs.ErrNotExist
+}
+
+func (m memory) Put(name string, data []byte) error { m[name] = data; return nil }
+
+func sample() Journal {
+	d := manifest.DigestOf([]byte("release"))
+	j := Journal{
+		State: "writing", Counter: 7, TimeFloor: 1790000000, EpochFloor: 2, DataSchema: 3,
+		Update: &Update{ID: "x", Manifest: d, Version: "2.0.0", Sequence: 2, Slot: "b", Tries: 3, Written: map[string]int64{"root": 4 << 20}},
+		Want:   &Want{Manifest: d, Counter: 7},
+	}
+	j.Fail(Failure{Manifest: manifest.DigestOf([]byte("bad")), Version: "1.5.0", Reason: "watchdog"})
+	j.Begin(d)
+	return j
+}
+
+// What was saved is loaded, and a device that never saved starts empty.
+func TestSaveLoad(t *testing.T) {
+	m := memory{}
+	j, err := Load(m)
+	require.NoError(t, err)
+	require.Equal(t, Journal{}, j)
+	require.NoError(t, Save(m, sample()))
+	j, err = Load(m)
+	require.NoError(t, err)
+	require.Equal(t, sample(), j)
+}
+
+// Any flipped bit and any truncation is noticed, and the answer is an empty journal.
+func TestDamage(t *testing.T) {
+	whole := sample().Encode()
+	for i := range whole {
+		for bit := range 8 {
+			bad := append([]byte(nil), whole...)
+			bad[i] ^= 1 << bit
+			j, err := Parse(bad)
+			require.ErrorIs(t, err, ErrDamaged, "byte %d bit %d", i, bit)
+			require.Equal(t, Journal{}, j)
+		}
+		_, err := Parse(whole[:i])
+		require.ErrorIs(t, err, ErrDamaged, "cut to %d", i)
+	}
+	_, err := Parse(append(whole, 'x'))
+	require.ErrorIs(t, err, ErrDamaged)
+	_, err = Parse(make([]byte, MaxSize+1))
+	require.ErrorIs(t, err, ErrDamaged)
+}
+
+// The memory of failures and attempts is bounded, and forgets the oldest.
+func TestBounds(t *testing.T) {
+	var j Journal
+	for i := range MaxFailures + 3 {
+		d := manifest.DigestOf([]byte{byte(i)})
+		j.Fail(Failure{Manifest: d})
+		j.Fail(Failure{Manifest: d, Reason: "again"})
+		require.Equal(t, 1, j.Begin(d))
+		require.Equal(t, 2, j.Begin(d))
+	}
+	require.Len(t, j.Failed, MaxFailures)
+	require.Len(t, j.Attempts, MaxFailures)
+	_, known := j.FailedBefore(manifest.DigestOf([]byte{0}))
+	require.False(t, known)
+	last := manifest.DigestOf([]byte{MaxFailures + 2})
+	reason, known := j.FailedBefore(last)
+	require.True(t, known)
+	require.Equal(t, "again", reason)
+	j.Forget(last)
+	_, known = j.FailedBefore(last)
+	require.False(t, known)
+	require.Equal(t, 1, j.Begin(last))
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(sample().Encode())
+	f.Add(Journal{}.Encode())
+	f.Fuzz(func(t *testing.T, data []byte) {
+		j, err := Parse(data)
+		if err != nil {
+			require.ErrorIs(t, err, ErrDamaged)
+			return
+		}
+		again, err := Parse(j.Encode())
+		require.NoError(t, err)
+		require.Equal(t, j, again)
+	})
+}

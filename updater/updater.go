@@ -1,0 +1,272 @@
+// Package updater carries one update from announcement to commit or revert.
+//
+// The whole way, and where each part of it is:
+//
+//	message → manifest → verify       Install, verify.go     whose word, for this board, newer, allowed
+//	→ delta apply → slot write        write.go, payload.go   into the spare slot, resumable
+//	→ read back → slot record         finish.go              from the medium, past the caches
+//	→ TPM measure → boot flip → reboot finish.go             ledger, journal, boot record, in this order
+//	→ watchdog armed → health         trial.go               the new slot proves itself, or does not
+//	→ commit, or revert with reason   trial.go, resume.go    and the verdict is kept until it is heard
+//
+// state.go is the table behind it: what the journal says, what the boot record says,
+// and what to do about each pair after any power cut. Resume acts on it once per
+// start of the program; Run then follows the fleet's desired state.
+//
+// Sizes and offsets are in bytes. The package knows no bootloader, no MQTT library
+// and no TPM library: those come as the small interfaces in parts.go. What it writes
+// is the spare slot, the boot record and the journal, nothing else.
+package updater
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/journal"
+	"github.com/tandem-ota/tandem/updater/manifest"
+)
+
+// Updater is the core of one device. Its methods are safe for concurrent use; only
+// one update runs at a time.
+type Updater struct {
+	p       Parts
+	running Running
+
+	busy sync.Mutex // held by whoever changes slots
+
+	mu       sync.Mutex // guards the rest
+	j        journal.Journal
+	cancel   context.CancelCauseFunc
+	lastErr  string
+	alarm    string
+	sequence uint64 // of events in this boot
+	meter    meter
+	watchers map[chan transport.Progress]struct{}
+}
+
+// Running is the system that runs, from its own slot record.
+type Running struct {
+	Slot     bootctl.Slot
+	Manifest manifest.Manifest
+	Digest   manifest.Digest
+}
+
+// New joins the core to the parts of its device. It reads the journal and the
+// running slot's record, and writes nothing.
+//
+// The record of the running slot must be signed by a key of this system: the first
+// program checked that before it started the system, and an updater that finds it
+// different is on another machine than it thinks.
+func New(p Parts) (*Updater, error) {
+	if p.Log == nil {
+		p.Log = slog.New(slog.DiscardHandler)
+	}
+	slot := bootctl.Slot(p.Boot.Slot)
+	if !slot.Valid() {
+		return nil, fmt.Errorf("running slot %q: %w", p.Boot.Slot, bootctl.ErrInvalid)
+	}
+	m, digest, _, err := p.held(slot)
+	if err != nil {
+		return nil, fmt.Errorf("running slot %s: %w", slot, err)
+	}
+	u := &Updater{p: p, running: Running{Slot: slot, Manifest: m, Digest: digest}, watchers: map[chan transport.Progress]struct{}{}}
+	u.j, err = journal.Load(p.Store)
+	if err != nil {
+		// A hint that is lost costs a repeated download, never the device.
+		p.Log.Warn("journal not read, going on without", "err", err)
+		u.lastErr = err.Error()
+	}
+	return u, nil
+}
+
+// Options say how much an installation may do.
+type Options struct {
+	Force   bool   // also a release that failed here, was tried too often or is not newer; never below the floor of epochs
+	Online  bool   // the source can keep TUF timestamp and snapshot fresh
+	Full    string // transport.FullFail, FullWait or FullGo, where no delta fits; "" is FullFail
+	Counter uint64 // of the statement that asked for it
+	Hold    bool   // stop before the reboot; the next reboot starts the trial
+}
+
+// Install brings the release in src into the spare slot and reboots into its trial.
+//
+// Nil means that the trial is armed and the reboot has been asked for. After an
+// error the running slot is as it was and still boots; what was written is kept,
+// and installing the same release again goes on there. Errors that the caller may
+// tell apart are in errors.go.
+func (u *Updater) Install(ctx context.Context, src Source, o Options) (err error) {
+	if !u.busy.TryLock() {
+		return ErrBusy
+	}
+	defer u.busy.Unlock()
+	unlock, err := u.p.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ctx, done := u.cancellable(ctx)
+	defer done()
+
+	rel, err := u.verify(ctx, src, o)
+	if err != nil {
+		return fmt.Errorf("verify release: %w", err)
+	}
+	if err := u.admit(rel, o); err != nil {
+		return fmt.Errorf("release %s: %w", rel, err)
+	}
+	payloads, err := u.choose(rel, o)
+	if err != nil {
+		return fmt.Errorf("release %s: %w", rel, err)
+	}
+	if err := u.begin(rel, o); err != nil {
+		return fmt.Errorf("prepare slot %s: %w", u.spare(), err)
+	}
+	for _, p := range payloads {
+		if err := u.write(ctx, src, p); err != nil {
+			return u.interrupted(ctx, rel, fmt.Errorf("write %s of %s to slot %s: %w", p.image.Name, rel, u.spare(), err))
+		}
+	}
+	if err := u.finish(ctx, src, rel); err != nil {
+		return u.interrupted(ctx, rel, fmt.Errorf("finish %s in slot %s: %w", rel, u.spare(), err))
+	}
+	if o.Hold {
+		return nil
+	}
+	return u.reboot("start the trial of " + rel.String())
+}
+
+// spare is the slot that does not run: the only one that is ever written.
+func (u *Updater) spare() bootctl.Slot { return u.running.Slot.Other() }
+
+// cancellable lets Cancel end what runs under the returned context.
+func (u *Updater) cancellable(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	u.mu.Lock()
+	u.cancel = cancel
+	u.mu.Unlock()
+	return ctx, func() {
+		u.mu.Lock()
+		u.cancel = nil
+		u.mu.Unlock()
+		cancel(nil)
+	}
+}
+
+// Cancel ends the installation that runs, if there is one, and gives it up: the
+// spare slot stays invalid, and nothing is tried again by itself. A trial is not
+// cancelled but reverted.
+func (u *Updater) Cancel() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.cancel == nil {
+		return ErrNotInstalling
+	}
+	u.cancel(ErrCancelled)
+	return nil
+}
+
+// interrupted files an installation that did not get to its trial. One that was
+// merely interrupted (the link, the power, a signal) keeps its place; one that was
+// cancelled or cannot succeed is given up and reported.
+func (u *Updater) interrupted(ctx context.Context, rel release, err error) error {
+	u.setErr(err)
+	switch {
+	case errors.Is(context.Cause(ctx), ErrCancelled):
+		err = fmt.Errorf("%w: %w", ErrCancelled, err)
+		u.conclude(transport.Failed, transport.ReasonOperator, "", "cancelled")
+	case ctx.Err() != nil:
+		// Shutting down. The journal knows where to go on.
+	case permanent(err):
+		u.change(func(j *journal.Journal) {
+			j.Fail(journal.Failure{Manifest: rel.digest, Version: rel.m.Version, Reason: err.Error()})
+		})
+		u.conclude(transport.Failed, "install", "", err.Error())
+	}
+	return err
+}
+
+// conclude ends the update in the journal and reports its verdict, once.
+func (u *Updater) conclude(result, reason, check, detail string) {
+	var last *journal.Verdict
+	u.change(func(j *journal.Journal) {
+		if j.Update == nil {
+			return
+		}
+		v := journal.Verdict{Update: *j.Update, Result: result, Ended: u.p.Now().Unix()}
+		if v.Reason == "" {
+			v.Reason = reason
+		}
+		if v.Check == "" {
+			v.Check = check
+		}
+		if v.Detail == "" {
+			v.Detail = detail
+		}
+		j.State, j.Update, j.Last = string(Idle), nil, &v
+		last = &v
+	})
+	if last == nil {
+		return
+	}
+	u.p.Log.Info("update ended", "result", last.Result, "release", last.Version, "reason", last.Reason, "check", last.Check, "detail", last.Detail)
+	if err := u.p.Link.Verdict(u.verdict(*last)); err != nil {
+		u.p.Log.Debug("verdict waits for a connection", "err", err)
+	}
+	u.report()
+}
+
+// change applies f to the journal and saves it. A journal that cannot be saved is
+// said and survived: it is a hint.
+func (u *Updater) change(f func(*journal.Journal)) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	f(&u.j)
+	if err := journal.Save(u.p.Store, u.j); err != nil {
+		u.lastErr = err.Error()
+		u.p.Log.Error("journal not saved", "err", err)
+	}
+}
+
+// must is change for the few lines whose order against the boot record matters.
+func (u *Updater) must(f func(*journal.Journal)) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	f(&u.j)
+	return journal.Save(u.p.Store, u.j)
+}
+
+// journal returns a copy to read from.
+func (u *Updater) journal() journal.Journal {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.j
+}
+
+func (u *Updater) setErr(err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.lastErr = err.Error()
+}
+
+func (u *Updater) reboot(why string) error {
+	u.event("rebooting", why)
+	u.p.Log.Info("rebooting", "why", why)
+	if err := u.p.Reboot(why); err != nil {
+		return fmt.Errorf("reboot: %w", err)
+	}
+	return nil
+}
+
+// trusted is the lower bound of the time that expiry counts against.
+func (u *Updater) trusted() time.Time {
+	if floor := u.journal().TimeFloor; floor > 0 {
+		return time.Unix(floor, 0)
+	}
+	return time.Time{}
+}

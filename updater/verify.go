@@ -1,0 +1,261 @@
+package updater
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/partition"
+	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/journal"
+	"github.com/tandem-ota/tandem/updater/manifest"
+	"github.com/tandem-ota/tandem/updater/trust"
+)
+
+// release is a manifest that was verified: signed by release keys and offered by TUF.
+type release struct {
+	m        manifest.Manifest
+	digest   manifest.Digest
+	envelope []byte
+}
+
+func (r release) String() string { return r.m.Version }
+
+// verify fetches the manifest and finds out whether anybody who counts stands behind
+// it. Two questions, two sets of keys: the release keys say what it is (and the next
+// boot asks them again, without any network), TUF says that it is offered now.
+func (u *Updater) verify(ctx context.Context, src Source, o Options) (release, error) {
+	envelope, err := src.Manifest(ctx)
+	if err != nil {
+		return release{}, fmt.Errorf("read manifest: %w", err)
+	}
+	rel, err := u.p.open(envelope)
+	if err != nil {
+		return release{}, err
+	}
+	if len(envelope) > partition.MaxEnvelope {
+		return release{}, fmt.Errorf("%w: %d bytes do not fit into the slot record", manifest.ErrTooLarge, len(envelope))
+	}
+	if err := u.p.TUF.Update(ctx, src, trust.Options{Online: o.Online, Now: u.trusted()}); err != nil {
+		return release{}, fmt.Errorf("update TUF metadata: %w", err)
+	}
+	info, err := u.p.TUF.Target(rel.m.TargetName())
+	if err == nil {
+		err = info.Check(envelope)
+	}
+	if err != nil {
+		return release{}, fmt.Errorf("TUF target %s: %w", rel.m.TargetName(), err)
+	}
+	u.event("verified", fmt.Sprintf("release %s, sequence %d, manifest %s", rel, rel.m.Sequence, rel.digest))
+	return rel, nil
+}
+
+// open checks an envelope against the release keys and reads the manifest in it.
+func (p *Parts) open(envelope []byte) (release, error) {
+	payload, err := trust.Verify(envelope, trust.ManifestType, p.Keys)
+	if err != nil {
+		return release{}, fmt.Errorf("manifest: %w", err)
+	}
+	m, err := manifest.Parse(payload)
+	if err != nil {
+		return release{}, err
+	}
+	return release{m: m, digest: manifest.DigestOf(payload), envelope: envelope}, nil
+}
+
+// held returns what a slot's record says it holds, if keys of this system signed it.
+func (p *Parts) held(slot bootctl.Slot) (manifest.Manifest, manifest.Digest, []byte, error) {
+	d, err := p.Slots.Read(slot, "root")
+	if err != nil {
+		return manifest.Manifest{}, "", nil, err
+	}
+	defer d.Close()
+	record, err := partition.ReadRecord(d)
+	if err != nil {
+		return manifest.Manifest{}, "", nil, err
+	}
+	rel, err := p.open(record.Envelope)
+	if err != nil {
+		return manifest.Manifest{}, "", nil, fmt.Errorf("slot record: %w", err)
+	}
+	return rel.m, rel.digest, record.Envelope, nil
+}
+
+// admit decides whether this device wants the release.
+func (u *Updater) admit(rel release, o Options) error {
+	record, err := u.p.Record.Load()
+	if err != nil {
+		return fmt.Errorf("boot record: %w", err)
+	}
+	if alarm := u.alarmed(); alarm != "" {
+		return fmt.Errorf("%w: %s", ErrAlarm, alarm)
+	}
+	if record.Trying == u.running.Slot {
+		return ErrOnTrial
+	}
+	if record.Good != u.running.Slot {
+		return fmt.Errorf("%w: slot %s runs, and slot %s is the good one", ErrAlarm, u.running.Slot, record.Good)
+	}
+	now := u.running.Manifest
+	j := u.journal()
+	if !rel.m.SuitsBoard(u.p.Board) || rel.m.Product != now.Product {
+		return fmt.Errorf("%w: it is for product %s, boards %v; this is product %s, board %s", ErrBoard, rel.m.Product, rel.m.Boards, now.Product, u.p.Board)
+	}
+	if floor := u.floor(); rel.m.Epoch < floor {
+		return fmt.Errorf("%w: epoch %d, floor %d", ErrEpoch, rel.m.Epoch, floor)
+	}
+	if rel.digest == u.running.Digest {
+		return fmt.Errorf("%w, in slot %s", ErrInstalled, u.running.Slot)
+	}
+	if o.Force {
+		return nil
+	}
+	if rel.m.Sequence <= now.Sequence {
+		return fmt.Errorf("%w: sequence %d, and %s in slot %s has %d", ErrDowngrade, rel.m.Sequence, now.Version, u.running.Slot, now.Sequence)
+	}
+	if reason, failed := j.FailedBefore(rel.digest); failed {
+		return fmt.Errorf("%w: %s", ErrFailedBefore, reason)
+	}
+	for _, a := range j.Attempts {
+		if a.Manifest == rel.digest && a.Count >= u.p.MaxBegun && (j.Update == nil || j.Update.Manifest != rel.digest) {
+			return fmt.Errorf("%w: %d times", ErrAttempts, a.Count)
+		}
+	}
+	return nil
+}
+
+// floor is the lowest epoch that this device still accepts. The running slot's own
+// epoch is below it only while a trial has not been committed.
+func (u *Updater) floor() uint64 { return u.journal().EpochFloor }
+
+// payload is the chosen way to come by one image.
+type payload struct {
+	manifest.Payload
+	image    manifest.Image
+	manifest manifest.Manifest
+	base     *manifest.Image // of the running slot, for a delta
+}
+
+// choose picks for each image the smallest download that fits what runs and what the
+// device's memory allows. A whole image instead of a delta is never chosen quietly:
+// policy has to allow it, except where the release offers no other way.
+func (u *Updater) choose(rel release, o Options) ([]payload, error) {
+	var chosen []payload
+	for _, img := range rel.m.Images {
+		best, err := u.chooseOne(img, o)
+		if err != nil {
+			return nil, fmt.Errorf("image %s: %w", img.Name, err)
+		}
+		best.manifest = rel.m
+		chosen = append(chosen, best)
+	}
+	return chosen, nil
+}
+
+func (u *Updater) chooseOne(img manifest.Image, o Options) (payload, error) {
+	var best *payload
+	var deltas, tooBig int
+	for _, offer := range img.Payloads {
+		p := payload{Payload: offer, image: img}
+		switch offer.Kind {
+		case manifest.KindFull:
+		case manifest.KindDelta:
+			deltas++
+			if p.base = u.base(img, offer.Base); p.base == nil {
+				continue
+			}
+		default:
+			continue // of a newer device program
+		}
+		if offer.Memory > u.p.Memory {
+			tooBig++
+			continue
+		}
+		if best == nil || offer.Blob.Size < best.Blob.Size {
+			best = &p
+		}
+	}
+	switch {
+	case best == nil && tooBig > 0:
+		return payload{}, fmt.Errorf("%w: %d bytes", ErrMemory, u.p.Memory)
+	case best == nil:
+		return payload{}, ErrNoDelta
+	case best.Kind == manifest.KindFull && deltas > 0 && o.Full != transport.FullGo && img.Type == manifest.TypeSlot:
+		return payload{}, fmt.Errorf("%w: %s in slot %s is the base of none, and policy does not allow %d bytes in full", ErrNoDelta, u.running.Manifest.Version, u.running.Slot, best.Blob.Size)
+	}
+	u.event("chosen", fmt.Sprintf("%s: %s of %d bytes for %d", img.Name, best.Kind, best.Blob.Size, img.Size))
+	return *best, nil
+}
+
+// base returns the image of the running slot that a delta starts from.
+func (u *Updater) base(img manifest.Image, digest manifest.Digest) *manifest.Image {
+	for _, old := range u.running.Manifest.Images {
+		if old.Type == manifest.TypeSlot && old.Target == img.Target && old.Digest == digest {
+			return &old
+		}
+	}
+	return nil
+}
+
+// begin makes the spare slot one that nobody boots, before the first byte of it
+// changes, unless an interrupted installation of the same release already did.
+func (u *Updater) begin(rel release, o Options) error {
+	j := u.journal()
+	if j.Update != nil && State(j.State) != Trial {
+		if j.Update.Manifest == rel.digest && j.Update.Slot == string(u.spare()) {
+			// The marks below are made again: the journal may be older than they are.
+			u.event("resuming", fmt.Sprintf("release %s in slot %s", rel, u.spare()))
+			u.change(func(j *journal.Journal) { j.Update.Force, j.Update.Counter = o.Force, o.Counter })
+			return u.invalidate()
+		}
+		u.conclude(transport.Failed, "superseded", "", "release "+rel.String()+" was asked for instead")
+	}
+	if err := u.must(func(j *journal.Journal) {
+		j.Begin(rel.digest)
+		j.State = string(Writing)
+		j.Update = &journal.Update{
+			ID: u.p.NewID(), Manifest: rel.digest, Version: rel.m.Version, Sequence: rel.m.Sequence,
+			Slot: string(u.spare()), Tries: rel.m.Trial.Tries, Force: o.Force, Counter: o.Counter,
+			Started: u.p.Now().Unix(), Written: map[string]int64{},
+		}
+	}); err != nil {
+		return err
+	}
+	return u.invalidate()
+}
+
+// invalidate takes the spare slot out of the boot record, and then its slot record.
+//
+// The order is that of danger: once the boot record names it bad, no loader starts
+// the slot, whatever its partitions hold. A power cut in between leaves a whole
+// system that nobody boots.
+func (u *Updater) invalidate() error {
+	record, err := u.p.Record.Load()
+	if err != nil {
+		return fmt.Errorf("boot record: %w", err)
+	}
+	next, err := record.Invalidate(u.spare())
+	if err != nil {
+		return fmt.Errorf("boot record: %w", err)
+	}
+	// A confirmed copy that does not name the running slot would send a device whose
+	// other copies are lost into what is being overwritten; Save mends it.
+	if !next.Same(record) || record.Confirmed != u.running.Slot {
+		if err := u.p.Record.Save(next); err != nil {
+			return fmt.Errorf("boot record: %w", err)
+		}
+	}
+	d, err := u.p.Slots.Spare("root")
+	if err != nil {
+		return err
+	}
+	err = partition.EraseRecord(d)
+	return errors.Join(err, d.Close())
+}
+
+func (u *Updater) alarmed() string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.alarm
+}

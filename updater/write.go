@@ -1,0 +1,258 @@
+package updater
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/tandem-ota/tandem/partition"
+	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/journal"
+	"github.com/tandem-ota/tandem/updater/manifest"
+)
+
+// stepTime is how long one step of local work (a frame, a leaf, a sync) may take
+// before the watchdog counts it as stuck: minutes, because worn flash does that.
+const stepTime = 5 * time.Minute
+
+// write brings one image to its place: a slot's partition, or an external handler.
+func (u *Updater) write(ctx context.Context, src Source, p payload) error {
+	if p.image.Type == manifest.TypeExternal {
+		return u.writeExternal(ctx, src, p)
+	}
+	j := u.journal()
+	from := j.Update.Written[p.image.Name]
+	if State(j.State) != Writing || from == p.image.Size {
+		return nil // it is read back in any case
+	}
+	d, err := u.p.Slots.Spare(p.image.Target)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if room := d.Size() - reserve(p.image.Target); p.image.Size > room {
+		return fmt.Errorf("%w: image of %d bytes, partition has room for %d", partition.ErrOutside, p.image.Size, room)
+	}
+	w := partition.NewWriter(d, p.image.Size, from)
+	start := u.journal().Update.Cost
+	account := func(durable int64) {
+		c := w.Counters()
+		u.change(func(j *journal.Journal) {
+			j.Update.Written[p.image.Name] = durable
+			j.Update.Cost.Read = start.Read + c.Read
+			j.Update.Cost.Written = start.Written + c.Written
+			j.Update.Cost.Skipped = start.Skipped + c.Skipped
+		})
+	}
+	leaves, err := u.tree(ctx, src, p.image.Content)
+	if err != nil {
+		return err
+	}
+	step := u.watch("writing " + p.image.Name)
+	defer step.done()
+	u.meter.start(u, "writing", p.image.Name, p.image.Size, from)
+	checkpoint := from
+	err = u.rebuild(ctx, src, p, from, leaves, step, func(leaf []byte) error {
+		if err := w.WriteLeaf(leaf); err != nil {
+			return err
+		}
+		step.progress()
+		u.meter.advance(w.Offset(), w.Counters())
+		if w.Offset()-checkpoint < u.p.Checkpoint {
+			return nil
+		}
+		// The data before the journal: a journal that runs ahead would make a resumed
+		// installation trust bytes that the medium never got.
+		durable, err := w.Checkpoint()
+		if err != nil {
+			return err
+		}
+		checkpoint = durable
+		account(durable)
+		return nil
+	})
+	if err == nil {
+		err = w.Finish()
+	}
+	if err != nil {
+		account(checkpoint)
+		return err
+	}
+	account(p.image.Size)
+	return nil
+}
+
+// reserve is the room at the end of a partition that images keep clear of.
+func reserve(role string) int64 {
+	if role == "root" {
+		return partition.RecordSize
+	}
+	return 0
+}
+
+// rebuild decodes the payload from the byte at from on and hands out the image leaf by
+// leaf, each proven against the manifest before anybody sees it.
+func (u *Updater) rebuild(ctx context.Context, src Source, p payload, from int64, leaves []byte, step *step, leaf func([]byte) error) error {
+	blob, err := u.blob(ctx, src, p.Blob, step)
+	if err != nil {
+		return err
+	}
+	patch, err := delta.Open(blob, p.Blob.Size, delta.Limits{Memory: u.p.Memory, Size: p.image.Size})
+	if err != nil {
+		return err
+	}
+	var base io.ReaderAt
+	if sum, needed := patch.Base(); needed {
+		if p.base == nil || sum != p.base.Digest.Sum() || patch.BaseSize() != p.base.Size {
+			return fmt.Errorf("%w: payload starts from another image than the manifest says", delta.ErrFormat)
+		}
+		d, err := u.p.Slots.Read(u.running.Slot, p.image.Target)
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		base = io.NewSectionReader(d, 0, p.base.Size)
+	}
+	var packed, plain []byte
+	for i := patch.FrameAt(from); i < patch.Frames(); i++ {
+		f := patch.Frame(i)
+		packed, plain = grow(packed, f.BlobLength), grow(plain, f.Length)
+		if _, err := blob.ReadAt(packed, f.Blob); err != nil && err != io.EOF {
+			return err
+		}
+		if err := patch.Decode(i, packed, base, plain); err != nil {
+			return err
+		}
+		for at := int64(0); at < f.Length; at += manifest.LeafSize {
+			offset := f.Target + at
+			if offset < from {
+				continue // the checkpoint is inside this frame
+			}
+			data := plain[at:min(at+manifest.LeafSize, f.Length)]
+			if n := offset / manifest.LeafSize; sha256.Sum256(data) != [32]byte(leaves[32*n:32*n+32]) {
+				return fmt.Errorf("%w: bytes %d to %d of %s, made from a %s", ErrMismatch, offset, offset+int64(len(data)), p.image.Name, p.Kind)
+			}
+			if err := leaf(data); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// grow returns a slice of n bytes, reusing b where it is large enough.
+func grow(b []byte, n int64) []byte {
+	if int64(cap(b)) < n {
+		return make([]byte, n)
+	}
+	return b[:n]
+}
+
+// verified reads one blob of a release, every byte of it checked on arrival.
+type verified struct {
+	ctx  context.Context
+	v    *transport.Verified
+	step *step
+}
+
+// ReadAt waits for the link; that is nobody's fault and no reason for a watchdog.
+func (b verified) ReadAt(p []byte, off int64) (int, error) {
+	b.step.pause()
+	defer b.step.resume()
+	return b.v.ReadAt(b.ctx, p, off)
+}
+
+// blob opens a blob for checked reading.
+func (u *Updater) blob(ctx context.Context, src Source, c manifest.Content, step *step) (verified, error) {
+	leaves, err := u.tree(ctx, src, c)
+	if err != nil {
+		return verified{}, err
+	}
+	read := func(ctx context.Context, off int64, p []byte) (int, error) {
+		n, err := src.ReadRange(ctx, c.Digest, off, p)
+		u.downloaded(int64(n))
+		return n, err
+	}
+	tree := c.Tree
+	if tree == "" {
+		tree, leaves = c.Digest, nil
+	}
+	v, err := transport.NewVerified(read, c.Size, string(tree), leaves)
+	if err != nil {
+		return verified{}, fmt.Errorf("blob %s: %w", c.Digest, err)
+	}
+	return verified{ctx: ctx, v: v, step: step}, nil
+}
+
+// tree fetches the list of leaf digests of a content; of a small one, its digest is
+// the list. The list is checked as a whole against its own signed digest.
+func (u *Updater) tree(ctx context.Context, src Source, c manifest.Content) ([]byte, error) {
+	if c.Tree == "" {
+		sum := c.Digest.Sum()
+		return sum[:], nil
+	}
+	list := make([]byte, c.TreeSize()) // bounded by manifest.MaxContent
+	for have := 0; have < len(list); {
+		n, err := src.ReadRange(ctx, c.Tree, int64(have), list[have:])
+		have += n
+		u.downloaded(int64(n))
+		if err != nil && !(err == io.EOF && have == len(list)) {
+			return nil, fmt.Errorf("tree %s: %w", c.Tree, err)
+		}
+	}
+	if manifest.DigestOf(list) != c.Tree {
+		return nil, fmt.Errorf("tree %s: %w", c.Tree, transport.ErrLeaf)
+	}
+	return list, nil
+}
+
+// downloaded counts what came from the source, whoever it is.
+func (u *Updater) downloaded(n int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.j.Update != nil {
+		u.j.Update.Cost.Downloaded += n // saved with the next checkpoint
+	}
+	u.meter.downloaded += n
+}
+
+// writeExternal hands an image to its handler: prepare, then all bytes on its
+// standard input, each checked before the handler sees it. It starts anew after an
+// interruption; what the handler has is the handler's to know.
+func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) error {
+	m := p.manifest
+	done, err := u.p.Handlers.Run(ctx, m, p.image, "prepare", nil)
+	if err != nil || done {
+		return err
+	}
+	leaves, err := u.tree(ctx, src, p.image.Content)
+	if err != nil {
+		return err
+	}
+	r, w := io.Pipe()
+	step := u.watch("handing over " + p.image.Name)
+	defer step.done()
+	u.meter.start(u, "writing", p.image.Name, p.image.Size, 0)
+	go func() {
+		var sent int64
+		w.CloseWithError(u.rebuild(ctx, src, p, 0, leaves, step, func(leaf []byte) error {
+			n, err := w.Write(leaf)
+			sent += int64(n)
+			step.progress()
+			u.meter.advance(sent, partition.Counters{Written: sent})
+			return err
+		}))
+	}()
+	_, err = u.p.Handlers.Run(ctx, m, p.image, "write", r)
+	if err == nil {
+		// A handler that did not read to the end has not seen all of it.
+		if n, rest := io.Copy(io.Discard, r); n > 0 || rest != nil {
+			err = fmt.Errorf("handler left %d bytes unread: %w", n, rest)
+		}
+	}
+	r.CloseWithError(io.ErrClosedPipe)
+	return err
+}
