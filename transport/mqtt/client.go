@@ -179,7 +179,23 @@ func (c *Client) Publish(ctx context.Context, topic string, qos byte, retain boo
 	if s == nil {
 		return ErrDown
 	}
-	return c.await(ctx, s, s.paho.Publish(topic, qos, retain, payload), ackTimeout, "publish "+topic)
+	return c.publish(ctx, s, letter{topic: topic, qos: qos, retain: retain, payload: payload})
+}
+
+// publish hands a message to paho and waits for its acknowledgement. paho's
+// Publish itself waits for the writer of the connection, for up to the write
+// time-out, and does not notice that the connection is gone: it gets a goroutine.
+func (c *Client) publish(ctx context.Context, s *session, l letter) error {
+	handed := make(chan paho.Token, 1)
+	go func() { handed <- s.paho.Publish(l.topic, l.qos, l.retain, l.payload) }()
+	select {
+	case tok := <-handed:
+		return c.await(ctx, s, tok, ackTimeout, "publish "+l.topic)
+	case <-s.lost:
+		return fmt.Errorf("publish %s: %w", l.topic, ErrDown)
+	case <-ctx.Done():
+		return fmt.Errorf("publish %s: %w", l.topic, ctx.Err())
+	}
 }
 
 // WaitUp waits for a usable connection.
@@ -204,14 +220,10 @@ func (c *Client) WaitUp(ctx context.Context) error {
 	}
 }
 
-// send publishes at QoS 0 without waiting; false without a connection.
+// send publishes at QoS 0; false if the connection does not take it.
 func (c *Client) send(topic string, payload []byte) bool {
 	s := c.session()
-	if s == nil {
-		return false
-	}
-	s.paho.Publish(topic, 0, false, payload)
-	return true
+	return s != nil && c.publish(c.ctx, s, letter{topic: topic, payload: payload}) == nil
 }
 
 func (c *Client) session() *session {
@@ -419,7 +431,10 @@ func (c *Client) changed(s *session) {
 // drops the will when a client disconnects in good order.
 func (c *Client) farewell(s *session) {
 	if c.cfg.WillTopic != "" {
-		s.paho.Publish(c.cfg.WillTopic, 1, true, c.cfg.Will).WaitTimeout(time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		// Unheard, the broker will say it for us.
+		_ = c.publish(ctx, s, letter{topic: c.cfg.WillTopic, qos: 1, retain: true, payload: c.cfg.Will})
 	}
 	s.paho.Disconnect(250)
 }

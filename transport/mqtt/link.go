@@ -145,14 +145,16 @@ func (l *Link) Event(e transport.Event) error {
 	return nil
 }
 
-// Progress says how far a phase is, if there is a connection; nothing waits.
-// The caller sends it at most once a second.
+// Progress says how far a phase is, if there is a connection. Only the newest
+// waits for its turn on a slow line. The caller sends it at most once a second.
 func (l *Link) Progress(p transport.Progress) error {
 	data, err := p.Encode()
 	if err != nil {
 		return err
 	}
-	l.c.send(l.topic(transport.KindProgress), data)
+	if l.c.Up() {
+		l.c.out.put(letter{topic: l.topic(transport.KindProgress), payload: data, level: true})
+	}
 	return nil
 }
 

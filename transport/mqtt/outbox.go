@@ -116,8 +116,7 @@ func (c *Client) pump(s *session) {
 				return
 			}
 		}
-		err := c.await(c.ctx, s, s.paho.Publish(l.topic, l.qos, l.retain, l.payload), ackTimeout, "publish "+l.topic)
-		if err != nil {
+		if err := c.publish(c.ctx, s, l); err != nil {
 			// Unanswered: this connection is no good, and a repeat belongs on the next.
 			s.conn.Close()
 			select {

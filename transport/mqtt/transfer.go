@@ -26,7 +26,7 @@ const (
 
 // wire is what a transfer needs of the connection.
 type wire interface {
-	send(get []byte) bool  // false: no connection now
+	send(get []byte) bool  // may wait for the line; false: no connection now
 	silent() time.Duration // since the last byte from the broker
 	probe()                // find out, without blocking, whether the broker lives
 }
@@ -107,9 +107,16 @@ func (t *transfer) readAt(ctx context.Context, off int64, p []byte) (int, error)
 		if forward {
 			limit += int64(t.win.cap)
 		}
-		next, err := t.ask(pos, limit)
+		gets, next, err := t.ask(pos, limit)
 		absent := t.absent >= maxAbsents
 		t.mu.Unlock()
+		// Never while locked: a block that waits for the lock stops the goroutine
+		// that reads the connection, and with it the one that writes.
+		for _, g := range gets {
+			if !t.w.send(g) {
+				break // a new connection makes us ask again
+			}
+		}
 		switch {
 		case n == len(p):
 			return n, nil
@@ -159,10 +166,10 @@ func (t *transfer) take(off int64, p []byte) int {
 }
 
 // ask requests what is needed up to limit, as the window allows, and again what
-// is lost. It returns when to look again.
-func (t *transfer) ask(pos, limit int64) (time.Time, error) {
+// is lost. It returns what to send and when to look again.
+func (t *transfer) ask(pos, limit int64) (gets [][]byte, next time.Time, err error) {
 	now := time.Now()
-	next := now.Add(maxRTO)
+	next = now.Add(maxRTO)
 	soon := func(at time.Time) {
 		if at.Before(next) {
 			next = at
@@ -203,7 +210,7 @@ func (t *transfer) ask(pos, limit int64) (time.Time, error) {
 		// The line was quiet of itself before there was something to wait for.
 		quiet := min(t.w.silent(), now.Sub(oldest))
 		if quiet >= quietTime {
-			t.w.probe()
+			t.w.probe() // does not wait
 			quiet = 0
 		}
 		soon(now.Add(quietTime - quiet))
@@ -226,7 +233,6 @@ func (t *transfer) ask(pos, limit int64) (time.Time, error) {
 		send = append(send, s)
 		return true, nil
 	}
-	var err error
 	more := true
 	for _, s := range t.spans {
 		if s.got || !s.asked.IsZero() || !more {
@@ -261,21 +267,17 @@ func (t *transfer) ask(pos, limit int64) (time.Time, error) {
 			end += int64(n)
 		}
 	}
-	if !t.request(send, now) {
-		// No connection: the change to a new one wakes the reader.
-		return now.Add(maxRTO), nil
-	}
 	if len(send) > 0 {
 		soon(now.Add(min(quietTime, t.win.rto(0))))
 	}
 	if err != nil && flight > 0 {
 		err = nil // what is on its way may be all that the reader needs
 	}
-	return next, err
+	return t.requests(send, now), next, err
 }
 
-// request sends as few Gets as the limits on ranges allow.
-func (t *transfer) request(send []*span, now time.Time) bool {
+// requests returns as few Gets as the limits on ranges allow.
+func (t *transfer) requests(send []*span, now time.Time) (gets [][]byte) {
 	for len(send) > 0 {
 		g := t.get
 		g.Block = send[0].n
@@ -293,9 +295,10 @@ func (t *transfer) request(send []*span, now time.Time) bool {
 			sum += int64(s.n)
 		}
 		msg, err := g.Encode()
-		if err != nil || !t.w.send(msg) {
-			return false
+		if err != nil {
+			return gets // cannot be: the limits above are those of Encode
 		}
+		gets = append(gets, msg)
 		for _, s := range send[:i] {
 			t.order++
 			s.asked, s.order = now, t.order
@@ -303,7 +306,7 @@ func (t *transfer) request(send []*span, now time.Time) bool {
 		}
 		send = send[i:]
 	}
-	return true
+	return gets
 }
 
 // block takes what came on the block topic. It never blocks.

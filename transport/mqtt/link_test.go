@@ -1,0 +1,212 @@
+package mqtt_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/transport/mqtt"
+	"github.com/tandem-ota/tandem/transport/mqtttest"
+	"github.com/tandem-ota/tandem/updater/manifest"
+)
+
+func isBlock(topic string) bool { return strings.HasSuffix(topic, "/dn/blk") }
+
+// world runs f with a device's link to a hostile broker, in fake time.
+func world(t *testing.T, seed uint64, faults mqtttest.Faults, f func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		b := mqtttest.New(seed, faults)
+		l, err := mqtt.Dial(context.Background(), mqtt.Config{ID: "pump-7", Brokers: []string{"tcp://127.0.0.1"}, Dial: b.Dial})
+		require.NoError(t, err)
+		f(t, b, l)
+		l.Close()
+		b.Close()
+		// paho leaves goroutines behind that end with their timers.
+		time.Sleep(time.Hour)
+	})
+}
+
+func random(seed uint64, n int) []byte {
+	data := make([]byte, n)
+	rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(data)
+	return data
+}
+
+func download(ctx context.Context, l *mqtt.Link, digest string) ([]byte, error) {
+	s := l.Source(manifest.Digest(digest))
+	var out []byte
+	p := make([]byte, transport.LeafSize)
+	for {
+		n, err := s.ReadRange(ctx, manifest.Digest(digest), int64(len(out)), p)
+		out = append(out, p[:n]...)
+		if err == io.EOF {
+			return out, nil
+		}
+		if err != nil {
+			return out, err
+		}
+	}
+}
+
+// Through a broker that drops, doubles, delays, swaps and damages, a blob
+// arrives as it is.
+func TestDownloadThroughHostileBroker(t *testing.T) {
+	for seed := range uint64(12) {
+		faults := mqtttest.Faults{Drop: 10, Double: 10, Delay: 10, Swap: 10, Damage: 5, Hit: isBlock}
+		world(t, seed, faults, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+			want := random(seed, 1<<20+int(seed)*7777)
+			got, err := download(t.Context(), l, mqtttest.Serve(b).Blob(want))
+			require.NoError(t, err, "seed %d", seed)
+			require.True(t, bytes.Equal(want, got), "seed %d", seed)
+		})
+	}
+}
+
+// The connection may break at any packet, from the first on: the blob arrives
+// all the same, and the broker ends up knowing state and verdict.
+func TestCutAtEveryPacket(t *testing.T) {
+	want := random(1, 20*transport.LeafSize+1)
+	for cut := 1; ; cut++ {
+		packets := 0
+		world(t, 1, mqtttest.Faults{CutAfter: cut}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+			digest := mqtttest.Serve(b).Blob(want)
+			require.NoError(t, l.Report(transport.State{Board: "b", Slot: "a", Phase: "writing"}))
+			got, err := download(t.Context(), l, digest)
+			require.NoError(t, err, "cut at packet %d", cut)
+			require.True(t, bytes.Equal(want, got), "cut at packet %d", cut)
+			require.NoError(t, l.Report(transport.State{Board: "b", Slot: "a", Phase: "idle"}))
+			require.NoError(t, l.Verdict(transport.Verdict{ID: "1", Result: transport.Committed}))
+			time.Sleep(2 * time.Minute)
+			s, err := transport.ParseState(b.Retained(transport.Topic("pump-7", transport.KindState)))
+			require.NoError(t, err, "cut at packet %d", cut)
+			require.Equal(t, "idle", s.Phase, "cut at packet %d: an older state came last", cut)
+			v, err := transport.ParseVerdict(b.Retained(transport.Topic("pump-7", transport.KindVerdict)))
+			require.NoError(t, err, "cut at packet %d", cut)
+			require.Equal(t, transport.Committed, v.Result)
+			require.JSONEq(t, `{"v":1,"online":true}`, string(b.Retained(transport.Topic("pump-7", transport.KindLive))))
+			packets = b.Packets()
+		})
+		if packets < cut {
+			require.Greater(t, cut, 25)
+			return
+		}
+	}
+}
+
+// A broker that falls silent in the middle of a download is left for a new
+// connection in twelve seconds.
+func TestBrokerFallsSilent(t *testing.T) {
+	world(t, 1, mqtttest.Faults{Rate: 100_000}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+		want := random(1, 1<<20)
+		digest := mqtttest.Serve(b).Blob(want)
+		require.NoError(t, l.WaitUp(t.Context()))
+		start := time.Now()
+		time.AfterFunc(4*time.Second, b.Silence)
+		got, err := download(t.Context(), l, digest)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(want, got))
+		require.Equal(t, 2, b.Connects())
+		require.Less(t, time.Since(start), 11*time.Second+14*time.Second, "the download itself takes 11 s")
+	})
+}
+
+// What a device should run comes once, the newest wins, and a clearing or a
+// forgery is no order.
+func TestWants(t *testing.T) {
+	world(t, 1, mqtttest.Faults{}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+		topic := transport.Topic("pump-7", transport.KindWant)
+		want := func(n int) []byte {
+			data, err := transport.Want{Statement: json.RawMessage(fmt.Sprintf(`{"n":%d}`, n))}.Encode()
+			require.NoError(t, err)
+			return data
+		}
+		require.NoError(t, l.WaitUp(t.Context()))
+		for n := range 5 {
+			b.Publish(topic, want(n), true)
+		}
+		b.Publish(topic, nil, false)
+		b.Publish(topic, []byte("{}"), false)
+		synctest.Wait()
+		require.JSONEq(t, `{"n":4}`, string((<-l.Wants()).Statement))
+		b.Cut()
+		time.Sleep(time.Minute)
+		require.True(t, l.Up())
+		require.Empty(t, l.Wants(), "the same order came twice")
+	})
+}
+
+// Retained metadata is preferred, the block server asked else, and only its no
+// is a no.
+func TestMetadata(t *testing.T) {
+	world(t, 1, mqtttest.Faults{}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+		s := l.Source("")
+		b.Publish("ota/v1/meta/timestamp", []byte("retained"), true)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		got, err := s.Metadata(ctx, "timestamp.json")
+		require.NoError(t, err, "no block server is needed for what is retained")
+		require.Equal(t, "retained", string(got))
+		blocks := mqtttest.Serve(b)
+		blocks.Meta("3.targets.json", []byte("stored"))
+		got, err = s.Metadata(ctx, "3.targets.json")
+		require.NoError(t, err)
+		require.Equal(t, "stored", string(got))
+		blocks.Meta("3.targets.json", []byte("stored anew"))
+		got, err = s.Metadata(ctx, "3.targets.json")
+		require.NoError(t, err)
+		require.Equal(t, "stored anew", string(got))
+		_, err = s.Metadata(ctx, "2.root.json")
+		require.ErrorIs(t, err, fs.ErrNotExist)
+	})
+}
+
+// A subscription that is refused is not a link, and its end is noticed.
+func TestRefusedSubscription(t *testing.T) {
+	world(t, 1, mqtttest.Faults{}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+		b.Refuse(func(filter string) bool { return strings.HasSuffix(filter, "want") })
+		b.Cut()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		time.Sleep(time.Minute)
+		err := l.WaitUp(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorIs(t, err, mqtt.ErrRefused)
+		require.Less(t, b.Connects(), 40, "it hammers the broker")
+		b.Refuse(nil)
+		require.NoError(t, l.WaitUp(t.Context()))
+	})
+}
+
+// A packet that announces 256 MiB costs a connection, not the memory.
+func TestHugePacket(t *testing.T) {
+	world(t, 1, mqtttest.Faults{}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+		require.NoError(t, l.WaitUp(t.Context()))
+		b.Raw([]byte{0x30, 0xff, 0xff, 0xff, 0x7f})
+		time.Sleep(time.Minute)
+		require.True(t, l.Up())
+		require.Equal(t, 2, b.Connects())
+	})
+}
+
+// A closed link ends what waits on it.
+func TestClose(t *testing.T) {
+	world(t, 1, mqtttest.Faults{}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+		require.NoError(t, l.WaitUp(t.Context()))
+		time.AfterFunc(time.Second, func() { l.Close() })
+		_, err := download(t.Context(), l, "sha256:"+strings.Repeat("0", 64)) // nobody serves
+		require.ErrorIs(t, err, mqtt.ErrClosed)
+		l.Close() // waits for the farewell
+		require.JSONEq(t, `{"v":1,"online":false}`, string(b.Retained(transport.Topic("pump-7", transport.KindLive))))
+	})
+}
