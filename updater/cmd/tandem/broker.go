@@ -31,9 +31,6 @@ address of the broker, and what proves to each who the other is.
 
 `
 
-// errBrokerUsage means that the command line makes no sense; the manual was printed.
-var errBrokerUsage = errors.New("see tandem broker -h")
-
 // several is a flag that may be given several times.
 type several []string
 
@@ -65,6 +62,23 @@ func linkFlags(name, usage string, stderr io.Writer) *flag.FlagSet {
 	return f
 }
 
+// operands parses options, which may stand before and after the operands, and
+// returns these.
+func operands(f *flag.FlagSet, args []string) ([]string, error) {
+	var rest []string
+	for len(args) > 0 {
+		if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+			return nil, err
+		} else if err != nil {
+			return nil, coded{err, exitUsage}
+		}
+		if args = f.Args(); len(args) > 0 {
+			rest, args = append(rest, args[0]), args[1:]
+		}
+	}
+	return rest, nil
+}
+
 func brokerRun(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f := linkFlags("broker", brokerUsage, stderr)
 	home := f.String("home", "broker", "folder of the broker: certificates, devices, retained messages")
@@ -77,12 +91,13 @@ func brokerRun(ctx context.Context, args []string, stdout, stderr io.Writer) err
 	verbose := f.Bool("v", false, "say more")
 	var hosts several
 	f.Var(&hosts, "host", "with --init: one more name or address for the broker's certificate")
-	if err := f.Parse(args); err != nil {
+	rest, err := operands(f, args)
+	if err != nil {
 		return err
 	}
-	if f.NArg() > 0 {
+	if len(rest) > 0 {
 		f.Usage()
-		return fmt.Errorf("unknown argument %q: %w", f.Arg(0), errBrokerUsage)
+		return usageError("unknown argument %q", rest[0])
 	}
 	level := slog.LevelWarn
 	if *verbose {
@@ -157,12 +172,13 @@ func brokerEnroll(args []string, stdout, stderr io.Writer) error {
 	budget := f.Int64("budget", 0, "bytes that the device may download between two starts of its program, 0: no limit")
 	var urls several
 	f.Var(&urls, "url", "broker as the device reaches it, tls://host:port; several for several brokers (default: the desk's)")
-	if err := f.Parse(args); err != nil {
+	ids, err := operands(f, args)
+	if err != nil {
 		return err
 	}
-	if f.NArg() != 1 {
+	if len(ids) != 1 {
 		f.Usage()
-		return fmt.Errorf("%d ids, want one: %w", f.NArg(), errBrokerUsage)
+		return usageError("%d ids, want one", len(ids))
 	}
 	h := broker.Home(*home)
 	if len(urls) == 0 {
@@ -174,11 +190,10 @@ func brokerEnroll(args []string, stdout, stderr io.Writer) error {
 	}
 	p := mqtt.Provision{Brokers: urls, Rate: *rate, Budget: *budget}
 	var dir string
-	var err error
 	if *desk {
-		dir, err = h.EnrollDesk(f.Arg(0), p, *again)
+		dir, err = h.EnrollDesk(ids[0], p, *again)
 	} else {
-		dir, err = h.Enroll(f.Arg(0), p, *password, *again)
+		dir, err = h.Enroll(ids[0], p, *password, *again)
 	}
 	if errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("%w\nhint: --again makes a new certificate; the old one stays valid", err)

@@ -28,10 +28,10 @@ the release. Repeating it is safe.
 
 // publication is what "tandem publish" is asked to do.
 type publication struct {
-	store, desk, keys, full string
-	devices, urls           several
-	force                   bool
-	valid, wait             time.Duration
+	store, desk, trust, full string
+	devices, urls            several
+	force                    bool
+	valid, wait              time.Duration
 }
 
 // publishCmd runs "tandem publish".
@@ -40,21 +40,22 @@ func publishCmd(ctx context.Context, args []string, _ io.Reader, stdout, stderr 
 	var p publication
 	f.StringVar(&p.store, "store", "broker/store", "folder that the block server serves")
 	f.StringVar(&p.desk, "desk", "broker/desk", "provisioning folder of the desk")
-	f.StringVar(&p.keys, "keys", "", "trust folder with the key of the role fleet, and the newest metadata")
+	f.StringVar(&p.trust, "trust", "", "trust folder with the key of the role fleet, and the newest metadata")
 	f.StringVar(&p.full, "full", transport.FullFail, "where no delta fits: fail, wait, or full for a full download")
 	f.BoolVar(&p.force, "force", false, "also to devices on which it failed before")
 	f.DurationVar(&p.valid, "valid", 30*24*time.Hour, "how long the devices may act on it")
 	f.DurationVar(&p.wait, "wait", 30*time.Second, "how long to wait for the broker")
 	f.Var(&p.devices, "device", "id of a device; may be given several times")
 	f.Var(&p.urls, "broker", "broker, tls://host:port (default: as in the desk's folder)")
-	if err := f.Parse(args); err != nil {
+	rest, err := operands(f, args)
+	if err != nil {
 		return quietHelp(err)
 	}
-	if f.NArg() != 1 || len(p.devices) > 0 && p.keys == "" {
+	if len(rest) != 1 || len(p.devices) > 0 && p.trust == "" {
 		f.Usage()
-		return fmt.Errorf("want one RELEASE, and --keys with --device: %w", errBrokerUsage)
+		return usageError("want one RELEASE, and --trust with --device")
 	}
-	return p.run(ctx, f.Arg(0), stdout)
+	return p.run(ctx, rest[0], stdout)
 }
 
 func (p *publication) run(ctx context.Context, path string, stdout io.Writer) error {
@@ -82,7 +83,7 @@ func (p *publication) run(ctx context.Context, path string, stdout io.Writer) er
 		return fmt.Errorf("publish %s: %w", path, err)
 	}
 	desired := transport.Desired{
-		Manifest: string(manifest.DigestOf(payload)), Target: fmt.Sprintf("%s/%d.json", m.Product, m.Sequence),
+		Manifest: string(manifest.DigestOf(payload)), Target: m.TargetName(),
 		Version: m.Version, Force: p.force, Full: p.full,
 	}
 	wants, err := p.statements(ctx, desired, time.Now())
@@ -147,10 +148,10 @@ func (p *publication) metadata(ctx context.Context, r *release.Release) (map[str
 		}
 		files[name] = data
 	}
-	if p.keys == "" {
+	if p.trust == "" {
 		return files, nil
 	}
-	folder, err := mktrust.Open(p.keys, time.Now())
+	folder, err := mktrust.Open(p.trust, time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +189,7 @@ func (p *publication) statements(ctx context.Context, d transport.Desired, now t
 	if _, err := transport.ParseDesired(body); err != nil {
 		return nil, err
 	}
-	folder, err := mktrust.Open(p.keys, now)
+	folder, err := mktrust.Open(p.trust, now)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +198,7 @@ func (p *publication) statements(ctx context.Context, d transport.Desired, now t
 		return nil, err
 	}
 	if len(signers) == 0 {
-		return nil, fmt.Errorf("sign statements: no key of the role fleet in %s", p.keys)
+		return nil, fmt.Errorf("sign statements: no key of the role fleet in %s", p.trust)
 	}
 	var wants []transport.Want
 	for _, id := range p.devices {

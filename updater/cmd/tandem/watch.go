@@ -43,11 +43,12 @@ func watchCmd(ctx context.Context, args []string, _ io.Reader, stdout, stderr io
 	quiet := f.Duration("quiet", time.Second, "with --once: all is known when nothing came for so long")
 	var urls several
 	f.Var(&urls, "broker", "broker, tls://host:port (default: as in the desk's folder)")
-	if err := f.Parse(args); err != nil {
+	rest, err := operands(f, args)
+	if err != nil {
 		return quietHelp(err)
 	}
 	ids := map[string]bool{}
-	for _, id := range f.Args() {
+	for _, id := range rest {
 		if err := transport.CheckID(id); err != nil {
 			return err
 		}
