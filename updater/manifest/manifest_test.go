@@ -177,6 +177,10 @@ func TestManifestFromTheFuture(t *testing.T) {
 	require.ErrorIs(t, err, manifest.ErrCritical)
 	require.ErrorContains(t, err, `"images.raid"`)
 
+	// The name comes before complaints about what is in the field.
+	_, err = manifest.Parse([]byte(`{"format":1,"critical":["raid"],"images":{"raid":1}}`))
+	require.ErrorIs(t, err, manifest.ErrCritical)
+
 	m, err := manifest.Parse(edit(t, map[string]any{"level": []any{1, true}}, "raid"))
 	require.NoError(t, err)
 	require.Equal(t, good(), m)

@@ -99,6 +99,14 @@ var attacks = []attack{
 		w.timestamp.Signed.Meta["snapshot.json"].Version = 1
 		return []files{good, w.publish()}
 	}},
+	{name: "rollback to a snapshot that names the same targets", want: trust.ErrRollback, see: func(w *world) []files {
+		w.timestamp.Signed.Version, w.snapshot.Signed.Version = 2, 2
+		w.timestamp.Signed.Meta["snapshot.json"].Version = 2
+		good := w.publish()
+		w.timestamp.Signed.Version = 3
+		w.timestamp.Signed.Meta["snapshot.json"].Version = 1
+		return []files{good, w.publish()}
+	}},
 	{name: "rollback of targets by stolen online keys", want: trust.ErrRollback, see: func(w *world) []files {
 		good := w.bump().publish()
 		w.bump()
@@ -119,7 +127,13 @@ var attacks = []attack{
 	{name: "freeze: a timestamp that was seen has expired since", want: trust.ErrExpired, now: today.AddDate(0, 2, 0), see: func(w *world) []files {
 		w.timestamp.Signed.Expires = today.AddDate(0, 1, 0)
 		f := w.publish()
-		return []files{f}
+		return []files{f, f}
+	}},
+	{name: "freeze: a snapshot that was seen has expired since", want: trust.ErrExpired, now: today.AddDate(0, 2, 0), see: func(w *world) []files {
+		w.snapshot.Signed.Expires = today.AddDate(0, 1, 0)
+		first := w.publish()
+		w.timestamp.Signed.Version++
+		return []files{first, w.publish()}
 	}},
 	{name: "freeze: the snapshot has expired", want: trust.ErrExpired, now: today.AddDate(0, 2, 0), see: func(w *world) []files {
 		w.snapshot.Signed.Expires = today.AddDate(0, 1, 0)

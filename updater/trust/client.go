@@ -128,15 +128,10 @@ func (c *Client) Update(ctx context.Context, f Fetcher, o Options) error {
 	return c.updateTargets(ctx, f, o.Now, c.named(roleTargets, ref), &ref)
 }
 
-// fetch bounds what a fetcher returns; limits are per role, so that a source
-// cannot make a device parse a megabyte for a timestamp.
-func fetch(ctx context.Context, f Fetcher, name string, limit int) ([]byte, error) {
+func fetch(ctx context.Context, f Fetcher, name string) ([]byte, error) {
 	data, err := f.Metadata(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", name, err)
-	}
-	if len(data) > limit {
-		return nil, fmt.Errorf("fetch %s: %w: %d bytes, at most %d", name, ErrTooLarge, len(data), limit)
 	}
 	return data, nil
 }
@@ -161,7 +156,7 @@ func (h head) current(now time.Time) error {
 func (c *Client) updateRoot(ctx context.Context, f Fetcher) error {
 	for range maxRotations {
 		name := rootName(c.root.head.Version + 1)
-		data, err := fetch(ctx, f, name, MaxMetadata)
+		data, err := fetch(ctx, f, name)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -203,7 +198,7 @@ func (c *Client) updateTimestamp(ctx context.Context, f Fetcher, now time.Time) 
 	if err != nil {
 		old = nil // missing, torn, or by keys that have been rotated away
 	}
-	if data, err = fetch(ctx, f, "timestamp.json", maxTimestamp); err != nil {
+	if data, err = fetch(ctx, f, "timestamp.json"); err != nil {
 		return nil, err
 	}
 	next, err := openIndex(data, roleTimestamp, maxTimestamp, keys)
@@ -250,7 +245,7 @@ func (c *Client) updateSnapshot(ctx context.Context, f Fetcher, now time.Time, t
 	if old != nil && old.head.Version == ref.Version && ref.check(data) == nil {
 		return old, old.head.current(now)
 	}
-	if data, err = fetch(ctx, f, c.named(roleSnapshot, ref), MaxMetadata); err != nil {
+	if data, err = fetch(ctx, f, c.named(roleSnapshot, ref)); err != nil {
 		return nil, err
 	}
 	if err := ref.check(data); err != nil {
@@ -303,7 +298,7 @@ func (c *Client) fetchTargets(ctx context.Context, f Fetcher, name string, ref *
 			return data, t, nil
 		}
 	}
-	data, err := fetch(ctx, f, name, MaxMetadata)
+	data, err := fetch(ctx, f, name)
 	if err != nil {
 		return nil, nil, err
 	}

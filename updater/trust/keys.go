@@ -139,7 +139,7 @@ func parseKey(id string, data []byte) (key, error) {
 func ed25519Key(public ed25519.PublicKey) key {
 	return key{
 		verify: func(message, signature []byte) bool {
-			return len(signature) == ed25519.SignatureSize && ed25519.Verify(public, message, signature)
+			return ed25519.Verify(public, message, signature)
 		},
 		material: "ed25519 " + string(public),
 	}
