@@ -145,11 +145,8 @@ func (ops operations) each(frame int, f func(done int, o operation) error) error
 			if err != nil {
 				return err
 			}
-			// Neither sum can overflow: a displacement that passed the check
-			// below is smaller than MaxSize.
-			if step > 4*MaxSize {
-				return fmt.Errorf("displacement step %#x: %w", step, ErrFormat)
-			}
+			// A number has 63 bits, so this adds at most 2^62 to a displacement that
+			// passed the check below: no overflow.
 			displacement += int64(step>>1) ^ -int64(step&1)
 		}
 		if o.readsBase() {

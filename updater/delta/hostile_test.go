@@ -1,0 +1,142 @@
+package delta_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"io"
+	"runtime"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/updater/delta"
+)
+
+// container wraps one frame of 16 image bytes, made against 32 bytes of base,
+// in a flawless header: the signer was fooled, or is the attacker.
+func container(frame []byte) []byte {
+	le := binary.LittleEndian
+	const body = 64
+	b := make([]byte, delta.HeaderSize+delta.EntrySize)
+	copy(b, delta.Magic)
+	le.PutUint16(b[8:], delta.Version)
+	le.PutUint16(b[10:], delta.FlagBase)
+	le.PutUint64(b[16:], 16)
+	le.PutUint64(b[24:], 32)
+	le.PutUint64(b[64:], uint64(delta.MemoryNeeded(1, 16, int64(len(frame)), body)))
+	le.PutUint32(b[72:], 1)
+	le.PutUint32(b[76:], 16)
+	le.PutUint32(b[80:], uint32(len(frame)))
+	le.PutUint32(b[84:], body)
+	le.PutUint32(b[128:], 16)
+	le.PutUint32(b[132:], uint32(len(frame)))
+	s := sha256.New()
+	s.Write(b[:96])
+	s.Write(b[delta.HeaderSize:])
+	s.Sum(b[96:96])
+	return append(b, frame...)
+}
+
+func uv(n ...uint64) (b []byte) {
+	for _, v := range n {
+		b = binary.AppendUvarint(b, v)
+	}
+	return b
+}
+
+func op(kind, length uint64, step ...uint64) []byte {
+	return uv(append([]uint64{length<<3 | kind}, step...)...)
+}
+
+func stored(b []byte) []byte {
+	if len(b) == 0 {
+		return uv(0)
+	}
+	return append(uv(uint64(len(b)), 0), b...)
+}
+
+func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+
+// A frame inside a flawless container that is signed by the wrong hand: each is refused
+// before the old image is read, and none panics, writes elsewhere or allocates
+// beyond the header's word.
+func TestHostileFrame(t *testing.T) {
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	require.NoError(t, err)
+	bomb := e.EncodeAll(make([]byte, 100<<20), nil)
+	small := e.EncodeAll(make([]byte, 16), nil)
+	short := e.EncodeAll(make([]byte, 15), nil)
+	text := []byte("sixteen bytes ..")
+	frame := func(control, difference, literal []byte) []byte {
+		return join([]byte{delta.CodingOps}, control, difference, literal)
+	}
+	ops := func(o ...[]byte) []byte { return frame(stored(join(o...)), stored(nil), stored(nil)) }
+	huge := uint64(1)<<62 - 1
+
+	for _, row := range []struct {
+		state string
+		frame []byte
+		want  error // nil: all is well
+	}{
+		{"sound: literals", frame(stored(op(delta.OpLiteral, 16)), stored(nil), stored(text)), nil},
+		{"sound: the end of the old image", ops(op(delta.OpCopyAt, 16, 32)), nil},
+		{"a transform", []byte{2}, delta.ErrUnsupported},
+		{"nothing", []byte{delta.CodingOps}, delta.ErrFormat},
+		{"no operations", ops(), delta.ErrFormat},
+		{"unknown operation", ops(op(6, 16)), delta.ErrFormat},
+		{"operation of no length", ops(op(delta.OpZero, 0), op(delta.OpZero, 16)), delta.ErrFormat},
+		{"too few bytes", ops(op(delta.OpZero, 15)), delta.ErrFormat},
+		{"too many bytes", ops(op(delta.OpZero, 17)), delta.ErrFormat},
+		{"far too many bytes", ops(op(delta.OpZero, 1<<59)), delta.ErrFormat},
+		{"lengths that overflow", ops(op(delta.OpZero, 1), op(delta.OpZero, 1<<60-1)), delta.ErrFormat},
+		{"lengths that overflow to the right sum", ops(append(bytes.Repeat(op(delta.OpZero, 1<<60-1), 16), op(delta.OpZero, 32)...)), delta.ErrFormat},
+		{"before the old image", ops(op(delta.OpCopyAt, 16, 1)), delta.ErrFormat},
+		{"past the old image", ops(op(delta.OpCopyAt, 16, 34)), delta.ErrFormat},
+		{"a displacement that overflows", ops(op(delta.OpCopyAt, 16, huge)), delta.ErrFormat},
+		{"displacements that add up to overflow", ops(op(delta.OpCopyAt, 1, 62), op(delta.OpCopyAt, 15, huge)), delta.ErrFormat},
+		{"a number without end", frame(stored(bytes.Repeat([]byte{0x80}, 20)), stored(nil), stored(nil)), delta.ErrFormat},
+		{"a number of ten groups", frame(stored(append(bytes.Repeat([]byte{0xff}, 9), 1)), stored(nil), stored(nil)), delta.ErrFormat},
+		{"step missing", ops(op(delta.OpCopyAt, 16)), delta.ErrFormat},
+		{"literals missing", frame(stored(op(delta.OpLiteral, 16)), stored(nil), stored(text[1:])), delta.ErrFormat},
+		{"literals left over", frame(stored(op(delta.OpLiteral, 16)), stored(nil), stored(append(text, 0))), delta.ErrFormat},
+		{"differences missing", frame(stored(op(delta.OpDiff, 16)), stored(text[1:]), stored(nil)), delta.ErrFormat},
+		{"differences left over", frame(stored(op(delta.OpCopy, 16)), stored(text), stored(nil)), delta.ErrFormat},
+		{"bytes behind the streams", append(ops(op(delta.OpZero, 16)), 0), delta.ErrFormat},
+		{"stream longer than the frame", join([]byte{delta.CodingOps}, uv(1000, 0)), delta.ErrFormat},
+		{"stream of 2^62 bytes", join([]byte{delta.CodingOps}, uv(huge, 0)), delta.ErrFormat},
+		{"packed stream of 2^62 bytes", join([]byte{delta.CodingOps}, uv(16, huge)), delta.ErrFormat},
+		{"stream beyond the stated body", join([]byte{delta.CodingOps}, uv(65, uint64(len(small))), small), delta.ErrFormat},
+		{"stream shorter than it says", frame(stored(op(delta.OpLiteral, 16)), stored(nil), join(uv(16, uint64(len(short))), short)), delta.ErrFormat},
+		{"stream longer than it says", frame(stored(op(delta.OpLiteral, 16)), stored(nil), join(uv(15, uint64(len(small))), small)), delta.ErrFormat},
+		{"a bomb", frame(stored(op(delta.OpLiteral, 16)), stored(nil), join(uv(16, uint64(len(bomb))), bomb)), delta.ErrFormat},
+		{"no zstd", frame(stored(op(delta.OpLiteral, 16)), stored(nil), join(uv(16, 4), []byte("zstd"))), delta.ErrFormat},
+	} {
+		blob := container(row.frame)
+		p, err := delta.Open(bytes.NewReader(blob), int64(len(blob)), delta.Limits{Memory: plenty, Size: 16})
+		require.NoError(t, err, row.state)
+		whole := bytes.Repeat([]byte{0xaa}, 64)
+		base := &counting{ReaderAt: bytes.NewReader(make([]byte, 32))}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		err = p.Decode(0, row.frame, base, whole[16:32])
+		runtime.ReadMemStats(&after)
+		require.Less(t, int64(after.TotalAlloc-before.TotalAlloc), p.Memory(), row.state)
+		require.Equal(t, bytes.Repeat([]byte{0xaa}, 16), whole[:16], row.state)
+		require.Equal(t, bytes.Repeat([]byte{0xaa}, 32), whole[32:], row.state)
+		if row.want == nil {
+			require.NoError(t, err, row.state)
+			continue
+		}
+		require.ErrorIs(t, err, row.want, row.state)
+		require.Zero(t, base.reads, row.state)
+	}
+}
+
+// Blob storage that fails is told apart from a blob that is wrong.
+func TestOpenReadError(t *testing.T) {
+	_, err := delta.Open(failing{}, 1000, delta.Limits{})
+	require.ErrorIs(t, err, io.ErrClosedPipe)
+	require.False(t, known(err))
+}
