@@ -183,6 +183,12 @@ var attacks = []attack{
 		w.snapshot.Signed.Meta["targets.json"].Length = int64(len(w.out["1.targets.json"])) - 1
 		return []files{w.publish()}
 	}},
+	{name: "the timestamp names version 0", want: trust.ErrFormat, see: func(w *world) []files {
+		w.timestamp.Signed.Meta["snapshot.json"].Version = 0
+		f := w.publish()
+		f["0.snapshot.json"] = f["1.snapshot.json"]
+		return []files{f}
+	}},
 	{name: "the snapshot does not list targets", want: trust.ErrFormat, see: func(w *world) []files {
 		delete(w.snapshot.Signed.Meta, "targets.json")
 		return []files{w.publish()}

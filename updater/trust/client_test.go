@@ -134,6 +134,32 @@ func TestUpdatePowerCut(t *testing.T) {
 	}
 }
 
+// Absurdly high versions, signed with a stolen key, are forgotten when a new
+// root changes the role's keys, even where the old key stays one of them (TUF
+// 5.3.11); go-tuf forgets them only when no old key stays.
+func TestFastForwardCure(t *testing.T) {
+	for _, role := range []string{"timestamp", "snapshot", "targets"} {
+		w := newWorld(t)
+		first := w.publish()
+		w.timestamp.Signed.Version, w.snapshot.Signed.Version, w.targets.Signed.Version = 1000, 1000, 1000
+		w.timestamp.Signed.Meta["snapshot.json"].Version = 1000
+		w.snapshot.Signed.Meta["targets.json"].Version = 1000
+		bad := w.publish()
+		w.timestamp.Signed.Version, w.snapshot.Signed.Version, w.targets.Signed.Version = 2, 2, 2
+		w.timestamp.Signed.Meta["snapshot.json"].Version = 2
+		w.snapshot.Signed.Meta["targets.json"].Version = 2
+		store := memory{}
+		c, err := trust.Open(store, first["1.root.json"])
+		require.NoError(t, err)
+		require.NoError(t, c.Update(ctx, bad, trust.Options{Online: true, Now: today}))
+		require.ErrorIs(t, c.Update(ctx, w.publish(), trust.Options{Online: true, Now: today}), trust.ErrRollback)
+		w.grant(role, signers()[5])
+		w.newRoot(signers()[0])
+		require.NoError(t, c.Update(ctx, w.publishRest(), trust.Options{Online: true, Now: today}), role)
+		require.Equal(t, int64(2), c.TargetsVersion())
+	}
+}
+
 // A store full of rubbish costs a device its memory, not its ability to update;
 // a rotated root that was lost is followed again.
 func TestStoreCorrupted(t *testing.T) {
