@@ -212,3 +212,24 @@ func TestFileSystem(t *testing.T) {
 	_, _, err := fileSystemOf(make([]byte, 4096))
 	require.ErrorIs(t, err, ErrFileSystem)
 }
+
+// timerConfig is the watchdog's configuration space as QEMU has it: the lock
+// register answers to reads of a single byte only.
+type timerConfig byte
+
+func (c timerConfig) ReadAt(p []byte, off int64) (int, error) {
+	clear(p)
+	switch {
+	case off == 0 && len(p) >= 4:
+		binary.LittleEndian.PutUint32(p, 0x25ab8086)
+	case off == 0x68 && len(p) == 1:
+		p[0] = byte(c)
+	}
+	return len(p), nil
+}
+
+// An armed timer is seen although its register cannot be read as part of a word.
+func TestESBArmed(t *testing.T) {
+	require.True(t, esbArmed(timerConfig(0x02)))
+	require.False(t, esbArmed(timerConfig(0x01)))
+}

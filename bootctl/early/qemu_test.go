@@ -266,7 +266,7 @@ func (w *world) boots(t *testing.T) {
 	require.Equal(t, string(manifest.DigestOf(w.payload)), boot.Manifest)
 	require.Equal(t, bootreport.DataMounted, boot.Data)
 	require.Equal(t, hello.BootID, boot.BootID)
-	require.Equal(t, []string{"measure: this board has no TPM"}, boot.Problems)
+	require.Equal(t, []string{"measure: /dev/tpmrm0: no TPM 2.0"}, boot.Problems)
 	require.NotNil(t, boot.Watchdog)
 	require.Equal(t, 60, boot.Watchdog.TimeoutS)
 	require.Equal(t, "init", boot.Watchdog.ArmedBy)

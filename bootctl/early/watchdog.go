@@ -3,6 +3,7 @@ package early
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,8 +30,13 @@ func loaderArmed(sys string) bool {
 		return false
 	}
 	for _, path := range configs {
-		config, err := os.ReadFile(path)
-		if err == nil && esbArmed(config) {
+		config, err := os.Open(path)
+		if err != nil {
+			continue
+		}
+		armed := esbArmed(config)
+		config.Close()
+		if armed {
 			return true
 		}
 	}
@@ -39,14 +45,20 @@ func loaderArmed(sys string) bool {
 
 // esbArmed reads the configuration space of a PCI function: is it the watchdog
 // of an Intel 6300ESB, and is its timer on (WDT_ENABLE in the lock register;
-// Intel 300641, section 16)?
-func esbArmed(config []byte) bool {
+// Intel 300641, section 16)? The register is one byte, and only a read of one
+// byte reaches it.
+func esbArmed(config io.ReaderAt) bool {
 	const (
 		id     = 0x25ab8086 // device, vendor
 		lock   = 0x68
 		enable = 1 << 1
 	)
-	return len(config) > lock && binary.LittleEndian.Uint32(config) == id && config[lock]&enable != 0
+	var word [4]byte
+	if _, err := config.ReadAt(word[:], 0); err != nil || binary.LittleEndian.Uint32(word[:]) != id {
+		return false
+	}
+	_, err := config.ReadAt(word[:1], lock)
+	return err == nil && word[0]&enable != 0
 }
 
 // openWatchdog opens the device, if there is one by now, and leaves it open for
