@@ -55,6 +55,10 @@ func (s *Store) open(g transport.Get) (*os.File, int64, error) {
 	default:
 		name = "blobs/sha256/" + manifest.Digest(g.Blob).Hex()
 	}
+	// A link is not there: where it leads may change between two requests.
+	if st, err := s.root.Lstat(name); err == nil && !st.Mode().IsRegular() {
+		return nil, 0, fs.ErrNotExist
+	}
 	f, err := s.root.Open(name)
 	if err != nil {
 		return nil, 0, err
