@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -69,9 +70,15 @@ func (t *TPM) Ledger(o LedgerOptions) *Ledger {
 	return &Ledger{nv: extendIndex{t.t, tpm2.TPMHandle(o.Index), o.OwnerAuth}, logs: o.Logs, now: o.Now}
 }
 
+// Install is Add for an attempt whose name is a text.
+func (l *Ledger) Install(id string, digest [sha256.Size]byte) error {
+	name := sha256.Sum256([]byte(id))
+	return l.Add(digest, [16]byte(name[:16]))
+}
+
 // Add enters the install of the manifest with this digest. install names the
 // attempt: the same attempt is entered once however often Add is called, as long as
-// no other was entered after it.
+// the log still has it.
 //
 // nil guarantees that the TPM holds the entry and that at least one copy of the
 // log does; the others are mended at the next opportunity. After an error the entry may
@@ -82,8 +89,10 @@ func (l *Ledger) Add(digest Digest, install [16]byte) error {
 	if err != nil {
 		return err
 	}
-	if e := h.last(); e != nil && !e.Adopted && e.Install == install && e.Digest == digest {
-		return nil
+	for _, e := range h.done {
+		if !e.Adopted && e.Install == install && e.Digest == digest {
+			return nil
+		}
 	}
 	e := Entry{
 		Sequence: h.next(), Digest: digest, Install: install, Time: l.now().Unix(),

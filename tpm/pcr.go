@@ -1,7 +1,10 @@
 package tpm
 
 import (
+	"bytes"
+	"crypto/sha1"
 	"crypto/sha256"
+	"crypto/sha512"
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
@@ -23,8 +26,9 @@ func Measured(digests ...Digest) Digest {
 	return value
 }
 
-// Measure extends register pcr of the SHA-256 bank with digest and returns the
-// value that it has then, read back from the TPM.
+// Measure extends register pcr with digest and returns the value that its
+// SHA-256 bank has then, read back from the TPM. Other banks that are switched
+// on are extended with their own hash of the 32 bytes of digest.
 //
 // After nil the measurement holds until the next reset of the machine. After an error
 // it may or may not be in the register, which [Extended] tells; repeating it would measure
@@ -34,11 +38,13 @@ func (t *TPM) Measure(pcr int, digest Digest) (Digest, error) {
 	if err != nil {
 		return Digest{}, err
 	}
+	digests, err := t.forBanks(digest)
+	if err != nil {
+		return Digest{}, err
+	}
 	_, err = tpm2.PCRExtend{
 		PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)},
-		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{
-			{HashAlg: tpm2.TPMAlgSHA256, Digest: digest[:]},
-		}},
+		Digests:   tpm2.TPMLDigestValues{Digests: digests},
 	}.Execute(t.t)
 	if err != nil {
 		return Digest{}, fmt.Errorf("extend PCR %d: %w", pcr, err)
@@ -71,4 +77,42 @@ func (t *TPM) PCR(pcr int) (Digest, error) {
 		return Digest{}, fmt.Errorf("read PCR %d: no SHA-256 bank: %w", pcr, ErrNotMeasured)
 	}
 	return Digest(r.PCRValues.Digests[0].Buffer), nil
+}
+
+// forBanks returns what to extend each bank with that is switched on. One that
+// was left out could later be extended with anything, and a verifier who
+// looks at that bank would believe it.
+func (t *TPM) forBanks(digest Digest) ([]tpm2.TPMTHA, error) {
+	r, err := tpm2.GetCapability{Capability: tpm2.TPMCapPCRs, PropertyCount: 1}.Execute(t.t)
+	if err != nil {
+		return nil, fmt.Errorf("list PCR banks: %w", err)
+	}
+	banks, err := r.CapabilityData.Data.AssignedPCR()
+	if err != nil {
+		return nil, fmt.Errorf("list PCR banks: %w", err)
+	}
+	var digests []tpm2.TPMTHA
+	for _, bank := range banks.PCRSelections {
+		if bytes.Equal(bank.PCRSelect, make([]byte, len(bank.PCRSelect))) {
+			continue // off
+		}
+		d := tpm2.TPMTHA{HashAlg: bank.Hash}
+		switch bank.Hash {
+		case tpm2.TPMAlgSHA1:
+			sum := sha1.Sum(digest[:])
+			d.Digest = sum[:]
+		case tpm2.TPMAlgSHA256:
+			d.Digest = digest[:]
+		case tpm2.TPMAlgSHA384:
+			sum := sha512.Sum384(digest[:])
+			d.Digest = sum[:]
+		case tpm2.TPMAlgSHA512:
+			sum := sha512.Sum512(digest[:])
+			d.Digest = sum[:]
+		default:
+			continue // no verifier that we know of looks there
+		}
+		digests = append(digests, d)
+	}
+	return digests, nil
 }

@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"crypto/sha1"
 	"encoding/hex"
 	"errors"
 	"os"
@@ -46,6 +47,10 @@ func TestMeasure(t *testing.T) {
 	require.Contains(t, read(), "0x"+v.String())
 	s := Check(p, nil, 14, &d, nil)
 	require.True(t, s.Register.Agree)
+	one := sha1.Sum(d[:])
+	one = sha1.Sum(append(make([]byte, sha1.Size), one[:]...))
+	require.Contains(t, strings.ToLower(string(sw.Tool("tpm2_pcrread", "sha1:14"))), "0x"+hex.EncodeToString(one[:]),
+		"no bank is left for others to fill")
 
 	v, err = p.Measure(14, other)
 	require.NoError(t, err)
@@ -109,13 +114,18 @@ func TestLedger(t *testing.T) {
 	require.Equal(t, want, s.Ledger.Replay)
 	require.Len(t, s.Ledger.Entries, 5)
 
+	require.NoError(t, l.Install("attempt", Digest{6}))
+	require.NoError(t, l.Add(Digest{7}, [16]byte{7}))
+	require.NoError(t, l.Install("attempt", Digest{6}), "an attempt is entered once, even if another came between")
+	require.Len(t, Check(New(sw), nil, 14, &running, l).Ledger.Entries, 7)
+
 	// An owner authorisation that is set later does not stop the device.
 	sw.Tool("tpm2_changeauth", "-c", "owner", "secret")
-	require.NoError(t, l.Add(Digest{6}, [16]byte{6}))
+	require.NoError(t, l.Add(Digest{8}, [16]byte{8}))
 
 	// Somebody who extends by himself is found out.
 	require.NoError(t, extendIndex{sw, LedgerIndex, nil}.extend(Digest{66}))
-	require.ErrorIs(t, l.Add(Digest{7}, [16]byte{7}), ErrLedgerMismatch)
+	require.ErrorIs(t, l.Add(Digest{9}, [16]byte{9}), ErrLedgerMismatch)
 	require.False(t, Check(New(sw), nil, 14, &running, l).Ledger.Agree)
 }
 

@@ -68,6 +68,13 @@ func TestHostileFrame(t *testing.T) {
 	bomb := e.EncodeAll(make([]byte, 100<<20), nil)
 	small := e.EncodeAll(make([]byte, 16), nil)
 	short := e.EncodeAll(make([]byte, 15), nil)
+	var wide bytes.Buffer
+	w, err := zstd.NewWriter(&wide, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(2*delta.MaxWindow))
+	require.NoError(t, err)
+	w.Write(make([]byte, 8))
+	require.NoError(t, w.Flush()) // or the size is known, and the window that small
+	w.Write(make([]byte, 8))
+	require.NoError(t, w.Close())
 	text := []byte("sixteen bytes ..")
 	frame := func(control, difference, literal []byte) []byte {
 		return join([]byte{delta.CodingOps}, control, difference, literal)
@@ -111,6 +118,7 @@ func TestHostileFrame(t *testing.T) {
 		{"stream shorter than it says", frame(stored(op(delta.OpLiteral, 16)), stored(nil), join(uv(16, uint64(len(short))), short)), delta.ErrFormat},
 		{"stream longer than it says", frame(stored(op(delta.OpLiteral, 16)), stored(nil), join(uv(15, uint64(len(small))), small)), delta.ErrFormat},
 		{"a bomb", frame(stored(op(delta.OpLiteral, 16)), stored(nil), join(uv(16, uint64(len(bomb))), bomb)), delta.ErrFormat},
+		{"a window above the limit", frame(stored(op(delta.OpLiteral, 16)), stored(nil), join(uv(16, uint64(wide.Len())), wide.Bytes())), delta.ErrFormat},
 		{"no zstd", frame(stored(op(delta.OpLiteral, 16)), stored(nil), join(uv(16, 4), []byte("zstd"))), delta.ErrFormat},
 	} {
 		blob := container(row.frame)
