@@ -268,6 +268,7 @@ func TestSlots(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()
 	o := systemParts(t, dir)
+	o.Append = "debug"
 	set, err := Slots(ctx, o)
 	require.NoError(t, err)
 	require.Equal(t, "boot", set.Images[0].Target)
@@ -288,7 +289,7 @@ func TestSlots(t *testing.T) {
 	require.True(t, bytes.Equal(kernel, section(".linux")))
 	require.Equal(t, "ID=test\n", string(section(".osrel")))
 	v := set.Images[1].Verity
-	require.Equal(t, fmt.Sprintf("%s tandem.verity=1,%d,%s,%s", o.Board.Kernel.Cmdline, v.DataBlocks, v.Salt, v.RootHash), string(section(".cmdline")))
+	require.Equal(t, fmt.Sprintf("%s tandem.verity=1,%d,%s,%s tandem.watchdog=60 debug", o.Board.Kernel.Cmdline, v.DataBlocks, v.Salt, v.RootHash), string(section(".cmdline")))
 	cpio := write(t, dir+"/initrd", section(".initrd"))
 	list := ask(t, "sh", "-c", "cpio --quiet -tv < "+cpio)
 	for _, want := range []string{"init", "etc/tandem/release-keys.json", "etc/tandem/board.json", "etc/tandem/modules", "dev/console"} {

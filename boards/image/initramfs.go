@@ -35,10 +35,10 @@ type File struct {
 // Build returns the archive, a newc cpio (Linux
 // Documentation/driver-api/early-userspace/buffer-format.rst).
 //
-// It is not compressed. The kernel's own part of the boot image is; for the rest,
-// a delta between two releases finds the equal files in a plain archive and
-// nothing in a compressed one, and under emulation unpacking costs more time
-// than reading (0.3 s for the 4 MB of a usual archive, 0.1 s without).
+// It is not compressed: a delta between two releases finds the equal files in a
+// plain archive and nothing in a compressed one. Boot time does not decide it:
+// from power-on to /init under emulation, 5.9 MB plain took 17.8 and 19.3 s of CPU
+// time, 1.5 MB of zstd -19 took 17.7 and 18.6 s. It costs room in the boot partition.
 //
 // /etc/tandem/modules holds the absolute paths of the modules in the order in
 // which they have to be loaded, one on a line.

@@ -41,6 +41,7 @@ type SlotOptions struct {
 	Keys      []byte    // of KeysPath: whoever holds one of them can sign what boots
 	RootFiles []File    // added to the root file system
 	Date      time.Time // no file of the root file system is younger; see SourceDate
+	Append    string    // added to the board's kernel command line; "" for a product
 	Out       string    // folder, made if it is not there
 }
 
@@ -216,7 +217,14 @@ func rootImage(ctx context.Context, b boards.Board, t *Tree, out string) (verity
 
 // bootImage returns the file system with the unified kernel image.
 func bootImage(o SlotOptions, osRelease []byte, params verity.Params) ([]byte, error) {
-	u := UKI{OSRelease: osRelease, Cmdline: o.Board.Kernel.Cmdline + " tandem.verity=" + params.String()}
+	cmdline := o.Board.Kernel.Cmdline + " tandem.verity=" + params.String()
+	if s := o.Board.Watchdog.TimeoutSeconds; s > 0 {
+		cmdline += fmt.Sprintf(" tandem.watchdog=%d", s)
+	}
+	if o.Append != "" {
+		cmdline += " " + o.Append
+	}
+	u := UKI{OSRelease: osRelease, Cmdline: cmdline}
 	i := Initramfs{ModulesDir: o.Modules, Modules: o.Board.Kernel.Modules}
 	for name, into := range map[string]*[]byte{o.Board.Kernel.Stub: &u.Stub, o.Kernel: &u.Kernel, o.Init: &i.Init} {
 		data, err := os.ReadFile(name)

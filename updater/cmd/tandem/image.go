@@ -93,6 +93,7 @@ func imageSlots(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	f.StringVar(&o.Modules, "modules", "", "`folder` of its modules (lib/modules/VERSION)")
 	f.StringVar(&o.Init, "init", "", "first program, a static binary `file`")
 	f.StringVar(&o.Root, "root", "", "root file system: a `folder or archive` (.tar, .tar.zst; only an archive has owners)")
+	f.StringVar(&o.Append, "append", "", "`words` added to the board's kernel command line, for trying")
 	f.StringVar(&o.Out, "out", "", "`folder` for boot.img, root.img and slots.json")
 	if err := parseImageFlags(f, args, 0, "board", "kernel", "modules", "init", "root", "keys", "out"); err != nil {
 		return err
