@@ -34,7 +34,7 @@ type Boot struct {
 	Slot  bootctl.Slot // the one that was started; "" if none loads
 	Trial bool         // it was started as a counted trial
 	Lines []string     // what the loader printed about it
-	Env   []byte       // the storage as the loader leaves it
+	Env   []byte       // the storage as the loader leaves it; may be the input itself
 }
 
 // Loader is a bootloader's decision: the storage before, and what it met, to
@@ -44,7 +44,7 @@ type Loader func(env []byte, w World) Boot
 // GRUB is the script of grubenv.Config. A damaged file system on the environment
 // partition counts as one that cannot be written to, although GRUB may get by.
 func GRUB(env []byte, w World) Boot {
-	g := grub{Boot: Boot{Env: slices.Clone(env)}, world: w}
+	g := grub{Boot: Boot{Env: env}, world: w}
 	g.run()
 	return g.Boot
 }
@@ -134,6 +134,7 @@ func (g *grub) take(c grubenv.Copy, older int) bool {
 	if g.world.ReadOnly || !metaWhole(g.Env) {
 		return false
 	}
+	g.Env = slices.Clone(g.Env)
 	sector := g.Env[older : older+grubenv.SectorSize]
 	want, err := grubenv.Variables(c.Block())
 	if err != nil {
