@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"testing"
@@ -134,6 +135,25 @@ func TestFirmwareAndTPM(t *testing.T) {
 	_, err := d.Expect(ctx, regexp.MustCompile(`BdsDxe: failed to load Boot`), 3*time.Minute)
 	require.NoError(t, err)
 	require.NoError(t, d.Cut())
+
+	if _, err := exec.LookPath("tpm2_nvdefine"); err != nil {
+		if os.Getenv("TANDEM_CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	// An independent tool leaves something in the TPM, and finds it again.
+	_, err = d.TPM(ctx, "tpm2_nvdefine", "0x01000001", "-C", "o", "-s", "32", "-a", "ownerread|ownerwrite|authread")
+	require.NoError(t, err)
+	for range 2 {
+		out, err := d.TPM(ctx, "tpm2_nvreadpublic", "0x01000001")
+		require.NoError(t, err)
+		require.Contains(t, string(out), "ownerwrite")
+		require.NoError(t, d.Start(ctx))
+		_, err = d.TPM(ctx, "tpm2_nvreadpublic")
+		require.ErrorIs(t, err, ErrOn)
+		require.NoError(t, d.Cut())
+	}
 	require.NoError(t, d.Start(ctx), "QEMU does not start on a TPM whose state is damaged")
 	require.FileExists(t, d.tpmNVRAM())
 }

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -31,6 +32,10 @@ type Result struct {
 	Stderr string
 	PID    int // of a detached command
 }
+
+// ErrNotReady means that the guest has not said hello on its command port since
+// the power is on: wait for it with WaitBoot.
+var ErrNotReady = errors.New("the guest does not take commands yet")
 
 // greetings takes in the hellos of one power-on until the port ends.
 func (d *Device) greetings(c *port.Client) {
@@ -67,15 +72,15 @@ func (d *Device) ask(ctx context.Context, c Command) (Result, error) {
 	}
 	// What is sent earlier is typed at the firmware, or at GRUB.
 	if !ready {
-		return Result{}, fmt.Errorf("run %q: the guest has not said hello on its command port", c.Argv)
+		return Result{}, fmt.Errorf("run %q: %w", c.Argv, ErrNotReady)
 	}
 	if c.Timeout == 0 {
 		c.Timeout = time.Minute
 	}
-	limit := time.Duration(float64(c.Timeout) * d.cfg.Patience)
+	limit := d.Scaled(c.Timeout)
 	// The guest ends the command at its time-out; if no answer comes even
 	// then, the guest itself is stuck.
-	slack := time.Duration(float64(30*time.Second) * d.cfg.Patience)
+	slack := d.Scaled(30 * time.Second)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit+slack, fmt.Errorf("an answer %w in %s", ErrTimeout, limit+slack))
 	defer cancel()
 	seconds := limit.Seconds()

@@ -105,6 +105,10 @@ func (d *Device) start(ctx context.Context) (err error) {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.events = append(d.events, e)
+			if e.Name == "RESET" {
+				// The firmware has the port now; the next hello opens it again.
+				d.run.ready = false
+			}
 			elog.Write(append(raw, '\n'))
 			d.notify()
 		})

@@ -238,7 +238,7 @@ func (d *Device) notify() {
 // until waits for something about the machine to become so: ok is called with
 // mu held, at once and after each change. An error of ok ends the wait.
 func (d *Device) until(ctx context.Context, what string, within time.Duration, ok func() (bool, error)) error {
-	within = time.Duration(float64(within) * d.cfg.Patience)
+	within = d.Scaled(within)
 	limit := time.NewTimer(within)
 	defer limit.Stop()
 	for {
@@ -260,6 +260,11 @@ func (d *Device) until(ctx context.Context, what string, within time.Duration, o
 			return fmt.Errorf("wait for %s of %s: %w in %s\n%s", what, d.cfg.Name, ErrTimeout, within, d.tail())
 		}
 	}
+}
+
+// Scaled is a time limit as this host needs it.
+func (d *Device) Scaled(limit time.Duration) time.Duration {
+	return time.Duration(float64(limit) * d.cfg.Patience)
 }
 
 // ErrTimeout means that what was waited for did not come. On a slow host raise
