@@ -3,8 +3,9 @@ package grubenv
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
-	"text/template"
 
 	_ "embed" // the boot script's text
 )
@@ -33,11 +34,14 @@ var ErrParams = errors.New("invalid boot script parameters")
 // partition.
 const ImagePath = "/linux.efi"
 
-//go:embed grub.cfg.tmpl
-var script string
-
-// A script that does not parse is a fault of this package, found by any test.
-var scriptTemplate = template.Must(template.New("grub.cfg").Parse(script))
+// The script and the part of it that arms one kind of watchdog; words between @
+// are replaced.
+var (
+	//go:embed grub.cfg
+	script string
+	//go:embed i6300esb.cfg
+	i6300esb string
+)
 
 // Config returns the grub.cfg that chooses the slot on a board. It belongs into
 // GRUB's own memory disk, as boot/grub/grub.cfg under the prefix
@@ -56,43 +60,50 @@ func Config(p Params) (string, error) {
 	case p.Watchdog != "" && (p.WatchdogSeconds < 1 || p.WatchdogSeconds > 2046):
 		return "", fmt.Errorf("%w: watchdog %d s, want 1 to 2046", ErrParams, p.WatchdogSeconds)
 	}
-	var b strings.Builder
-	err := scriptTemplate.Execute(&b, map[string]any{
-		"Params":    p,
-		"Records":   recordTable(),
-		"Copy0":     blockList(Copy0Offset),
-		"Copy1":     blockList(Copy1Offset),
-		"Confirmed": blockList(ConfirmedOffset),
-		"Image":     ImagePath,
-		// Two stages, each counting units of 1/1008 s; 512 of them for half a
-		// second is what Linux's i6300esb driver takes, and errs on the late side.
-		"WatchdogStage": fmt.Sprintf("0x%x", p.WatchdogSeconds*512),
-	})
-	if err != nil {
-		return "", fmt.Errorf("boot script: %w", err)
+	serial, arm := "# The firmware's console serves.", "  true"
+	if p.Serial >= 0 {
+		serial = fmt.Sprintf("serial --unit=%d --speed=115200\nterminal_output serial", p.Serial)
 	}
-	return b.String(), nil
+	if p.Watchdog == "i6300esb" {
+		arm = strings.NewReplacer(
+			"@SECONDS@", strconv.Itoa(p.WatchdogSeconds),
+			// Two stages, each counting units of 1/1008 s; 512 of them for half a
+			// second is what Linux's i6300esb driver takes, and errs on the late side.
+			"@STAGE@", fmt.Sprintf("0x%x", p.WatchdogSeconds*512),
+		).Replace(strings.TrimSuffix(i6300esb, "\n"))
+	}
+	return strings.NewReplacer(
+		"@SERIAL@", serial,
+		"@ARM@", arm,
+		"@RECORDS@", recordTable(),
+		"@ENV@", strconv.Itoa(p.Env),
+		"@BOOT_A@", strconv.Itoa(p.BootA),
+		"@BOOT_B@", strconv.Itoa(p.BootB),
+		"@IMAGE@", ImagePath,
+		"@COPY0@", blockList(Copy0Offset),
+		"@COPY1@", blockList(Copy1Offset),
+		"@CONFIRMED@", blockList(ConfirmedOffset),
+	).Replace(script), nil
 }
 
-// recordTable returns one line per good slot, trial and generation with every
-// record that can exist and its check word: good-trying-tries-bad-gen=check.
-func recordTable() []string {
+// recordTable returns the lines that put every record that can exist into
+// $records, each with its check word: good-trying-tries-bad-gen=check.
+func recordTable() string {
 	var lines []string
-	var line []string
-	for _, c := range states() {
-		body := c.body()
-		var values []string
-		for _, l := range strings.Split(strings.TrimSuffix(body, "\n"), "\n")[1:] {
-			_, v, _ := strings.Cut(l, "=")
-			values = append(values, v)
+	for line := range slices.Chunk(states(), generations) {
+		var entries []string
+		for _, c := range line {
+			body := c.body()
+			var values []string
+			for _, variable := range strings.Fields(body)[1:] {
+				_, value, _ := strings.Cut(variable, "=")
+				values = append(values, value)
+			}
+			entries = append(entries, strings.Join(values, "-")+"="+checkWord(body))
 		}
-		line = append(line, strings.Join(values, "-")+"="+checkWord(body))
-		if len(line) == generations {
-			lines = append(lines, strings.Join(line, " "))
-			line = nil
-		}
+		lines = append(lines, fmt.Sprintf(`set records="$records %s"`, strings.Join(entries, " ")))
 	}
-	return lines
+	return strings.Join(lines, "\n")
 }
 
 // blockList names a copy's first sector in GRUB's syntax.

@@ -179,6 +179,7 @@ func TestConfig(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "grub.cfg")
 		require.NoError(t, os.WriteFile(file, []byte(script), 0o600))
 		output(t, "grub-script-check", file)
+		require.NotRegexp(t, "@[A-Z_0-9]+@", script)
 		require.Contains(t, script, fmt.Sprintf("env=$disk,gpt%d\n", p.Env))
 		require.Equal(t, p.Serial >= 0, strings.Contains(script, "terminal_output serial"))
 		require.Equal(t, p.Watchdog != "", strings.Contains(script, "setpci"))
