@@ -88,6 +88,9 @@ func TestCutAtEveryPacket(t *testing.T) {
 			require.NoError(t, l.Report(transport.State{Board: "b", Slot: "a", Phase: "idle"}))
 			require.NoError(t, l.Verdict(transport.Verdict{ID: "1", Result: transport.Committed}))
 			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			require.NoError(t, l.WaitUp(t.Context())) // the cut may have come just now
+			time.Sleep(10 * time.Second)
 			s, err := transport.ParseState(b.Retained(transport.Topic("pump-7", transport.KindState)))
 			require.NoError(t, err, "cut at packet %d", cut)
 			require.Equal(t, "idle", s.Phase, "cut at packet %d: an older state came last", cut)

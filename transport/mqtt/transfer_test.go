@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +21,7 @@ const testBlob = "sha256:0000000000000000000000000000000000000000000000000000000
 // fake time of a synctest bubble.
 type line struct {
 	t       *testing.T
+	mu      sync.Mutex // never held while a transfer is called
 	rng     *rand.Rand
 	content []byte
 	to      *transfer
@@ -42,6 +44,8 @@ type line struct {
 }
 
 func (l *line) send(msg []byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.down {
 		return false
 	}
@@ -101,15 +105,19 @@ func (l *line) carry(buf []byte) {
 			msg[l.rng.IntN(len(msg))] ^= 1 << l.rng.IntN(8)
 		}
 		time.AfterFunc(at, func() {
+			l.mu.Lock()
 			if l.down || l.hole {
+				l.mu.Unlock()
 				return
 			}
 			l.heard = time.Now()
 			l.blocks++
+			cut := l.blocks == l.cutAt
+			l.mu.Unlock()
 			if h, data, err := transport.ParseBlock(msg); err == nil {
 				l.to.block(h, data)
 			}
-			if l.blocks == l.cutAt {
+			if cut {
 				l.cut()
 			}
 		})
@@ -118,17 +126,27 @@ func (l *line) carry(buf []byte) {
 
 // cut breaks the connection for a second.
 func (l *line) cut() {
+	l.mu.Lock()
 	l.down = true
+	l.mu.Unlock()
 	l.to.reconnected()
 	time.AfterFunc(time.Second, func() {
+		l.mu.Lock()
 		l.down, l.hole, l.heard = false, false, time.Now()
+		l.mu.Unlock()
 		l.to.reconnected()
 	})
 }
 
-func (l *line) silent() time.Duration { return time.Since(l.heard) }
+func (l *line) silent() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Since(l.heard)
+}
 
 func (l *line) probe() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.probes++
 	if l.hole && l.probes == 1 {
 		time.AfterFunc(probeTime, l.cut)
@@ -189,7 +207,9 @@ func TestReadOverCutAtEveryBlock(t *testing.T) {
 			got, err := readAll(t.Context(), tr, transport.LeafSize)
 			require.NoError(t, err, "cut at block %d", cut)
 			require.True(t, bytes.Equal(l.content, got), "cut at block %d", cut)
+			l.mu.Lock()
 			done = l.blocks < cut
+			l.mu.Unlock()
 		})
 		if done {
 			require.Greater(t, cut, 30)
