@@ -103,7 +103,7 @@ func (u *Updater) event(phase, text string) {
 	u.tell(transport.Progress{Phase: phase + ": " + text})
 }
 
-// Watch returns a channel of progress for a local reader, and a function that ends it.
+// Watch returns a channel of progress for a local reader, and a function that closes it.
 // A reader that is slow misses some; nobody waits for it.
 func (u *Updater) Watch() (<-chan transport.Progress, func()) {
 	c := make(chan transport.Progress, 64)
@@ -112,8 +112,11 @@ func (u *Updater) Watch() (<-chan transport.Progress, func()) {
 	u.mu.Unlock()
 	return c, func() {
 		u.mu.Lock()
-		delete(u.watchers, c)
-		u.mu.Unlock()
+		defer u.mu.Unlock()
+		if _, on := u.watchers[c]; on {
+			delete(u.watchers, c)
+			close(c)
+		}
 	}
 }
 

@@ -1,0 +1,234 @@
+// Package control is how the commands of the device program speak to the agent that
+// runs: HTTP with JSON over a unix socket.
+//
+// The socket is readable for everybody on the device; the kernel says who is at the
+// other end (SO_PEERCRED, socket(7)), and only root may change anything. FORMAT.md
+// lists the requests.
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tandem-ota/tandem/transport"
+)
+
+// Socket is where the agent listens.
+const Socket = "/run/tandem/updater.sock"
+
+// maxRequest bounds the body of a request, in bytes.
+const maxRequest = 64 << 10
+
+// ErrNoAgent means that no agent listens. Commands that are safe without one go on
+// alone.
+var ErrNoAgent = errors.New("the agent does not run")
+
+// Request is the body of a request that changes something.
+type Request struct {
+	Release string `json:"release,omitempty"` // folder or tar file, as the agent sees it
+	Force   bool   `json:"force,omitempty"`
+	Full    string `json:"full,omitempty"` // as transport.FullFail and so on
+	Hold    bool   `json:"hold,omitempty"` // do not reboot
+}
+
+// Line is one line of an answer: progress, and at the end the outcome.
+type Line struct {
+	Progress *transport.Progress `json:"progress,omitempty"`
+	Done     bool                `json:"done,omitempty"`
+	Error    string              `json:"error,omitempty"`
+	Code     int                 `json:"code,omitempty"` // exit code for the command
+}
+
+// Failure is an error that came over the socket.
+type Failure struct {
+	Text string
+	Code int
+}
+
+func (f *Failure) Error() string { return f.Text }
+
+// Handler does what is asked for. Progress may be nil.
+type Handler interface {
+	Status(ctx context.Context) (any, error)
+	Do(ctx context.Context, verb string, r Request, progress func(transport.Progress)) error
+	// Code is the exit code that an error stands for.
+	Code(error) int
+}
+
+type peer struct{}
+
+// Serve answers requests on the socket at path until ctx ends.
+func Serve(ctx context.Context, path string, h Handler) error {
+	// A socket that a dead agent left: nobody can be listening, since there is only
+	// one agent per boot record.
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	server := &http.Server{
+		Handler:           routes(ctx, h),
+		ReadHeaderTimeout: 10 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peer{}, uid(c))
+		},
+	}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(listener); ctx.Err() == nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	return context.Cause(ctx)
+}
+
+// uid is the user at the other end, -1 if the kernel does not say.
+func uid(c net.Conn) int {
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return -1
+	}
+	id := -1
+	_ = raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			id = int(cred.Uid)
+		}
+	})
+	return id
+}
+
+func routes(agent context.Context, h Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		status, err := h.Status(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(status)
+	})
+	mux.HandleFunc("POST /v1/{verb}", func(w http.ResponseWriter, r *http.Request) {
+		if id, ok := r.Context().Value(peer{}).(int); !ok || (id != 0 && id != os.Geteuid()) {
+			http.Error(w, "only root may do this", http.StatusForbidden)
+			return
+		}
+		var request Request
+		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&request); err != nil {
+			http.Error(w, "request: "+err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/jsonl")
+		say := func(l Line) {
+			line, _ := json.Marshal(l)
+			_, _ = w.Write(append(line, '\n'))
+			if f, ok := w.(http.Flusher); ok {
+				f.Flush()
+			}
+		}
+		// The work goes on when the command that asked for it is gone: a technician's
+		// broken ssh session must not stop an update.
+		err := h.Do(agent, r.PathValue("verb"), request, func(p transport.Progress) { say(Line{Progress: &p}) })
+		if err != nil {
+			say(Line{Error: err.Error(), Code: h.Code(err)})
+			return
+		}
+		say(Line{Done: true})
+	})
+	return mux
+}
+
+// Client speaks to the agent.
+type Client struct{ http http.Client }
+
+// Dial returns a client for the agent at path; ErrNoAgent if none listens.
+func Dial(path string) (*Client, error) {
+	probe, err := net.Dial("unix", path)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, ErrNoAgent
+	}
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	probe.Close()
+	return &Client{http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", path)
+		},
+	}}}, nil
+}
+
+// Status returns the agent's status as JSON.
+func (c *Client) Status(ctx context.Context) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://updater/v1/status", nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = &Failure{Text: string(bytes.TrimSpace(body)), Code: 1}
+	}
+	return body, err
+}
+
+// Do asks for a verb and returns when it is done. An error that the agent names is a
+// *Failure. A connection that ends without an outcome is an error too: the machine
+// may be rebooting.
+func (c *Client) Do(ctx context.Context, verb string, r Request, progress func(transport.Progress)) error {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://updater/v1/"+verb, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, maxRequest))
+		return &Failure{Text: string(bytes.TrimSpace(text)), Code: 1}
+	}
+	lines := json.NewDecoder(response.Body)
+	for {
+		var l Line
+		if err := lines.Decode(&l); err != nil {
+			return fmt.Errorf("the agent ended before it was done: %w", err)
+		}
+		switch {
+		case l.Error != "":
+			return &Failure{Text: l.Error, Code: l.Code}
+		case l.Done:
+			return nil
+		case l.Progress != nil && progress != nil:
+			progress(*l.Progress)
+		}
+	}
+}
