@@ -1,0 +1,326 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tandem-ota/tandem/boards"
+	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/bootctl/bootreport"
+	"github.com/tandem-ota/tandem/bootctl/watchdog"
+	"github.com/tandem-ota/tandem/tpm"
+	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/transport/mqtt"
+	"github.com/tandem-ota/tandem/updater"
+	"github.com/tandem-ota/tandem/updater/external"
+	"github.com/tandem-ota/tandem/updater/health"
+	"github.com/tandem-ota/tandem/updater/trust"
+)
+
+const (
+	configDir = "/etc/tandem"
+	dataDir   = "/data/tandem"
+	lockPath  = "/run/tandem/install.lock"
+)
+
+// errNoDevice means that the program does not run on a device that Tandem started.
+var errNoDevice = errors.New("no Tandem device")
+
+// config is /etc/tandem/device.json: what all devices of a product have in common.
+type config struct {
+	Board   string `json:"board"`
+	Product string `json:"product"`
+	// Watchdog says who owns the device: "agent", or "systemd" (RuntimeWatchdogSec=),
+	// where the agent is watched by WatchdogSec= of its unit. See package watchdog.
+	Watchdog      string `json:"watchdog,omitempty"`
+	MemoryMiB     int64  `json:"memory_mib,omitempty"`     // for applying a payload; 24 if 0
+	CheckpointMiB int64  `json:"checkpoint_mib,omitempty"` // between durable checkpoints; 4 if 0
+	MaxAttempts   int    `json:"max_attempts,omitempty"`   // of one release that never gets to its trial; 5 if 0
+}
+
+func readConfig(path string) (config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return config{}, fmt.Errorf("%w: %w", errNoDevice, err)
+	}
+	defer f.Close()
+	d := json.NewDecoder(io.LimitReader(f, 64<<10))
+	d.DisallowUnknownFields()
+	c := config{Watchdog: "agent", MemoryMiB: 24, CheckpointMiB: 4, MaxAttempts: 5}
+	if err := d.Decode(&c); err != nil {
+		return config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	switch {
+	case c.Board == "" || c.Product == "":
+		return config{}, fmt.Errorf("%s: board and product are needed", path)
+	case c.Watchdog != "agent" && c.Watchdog != "systemd":
+		return config{}, fmt.Errorf("%s: watchdog is %q, not agent or systemd", path, c.Watchdog)
+	case c.MemoryMiB < 1 || c.MemoryMiB > 1024 || c.CheckpointMiB < 1 || c.CheckpointMiB > 64 || c.MaxAttempts < 1:
+		return config{}, fmt.Errorf("%s: memory_mib, checkpoint_mib or max_attempts out of bounds", path)
+	}
+	return c, nil
+}
+
+// device is the machine the program runs on, opened.
+type device struct {
+	config config
+	boot   bootreport.Boot
+	parts  *boards.Parts
+	id     string
+	keys   trust.KeySet
+	tuf    *trust.Client
+	log    *slog.Logger
+	tail   func() []string
+
+	tpm    *tpm.TPM
+	tpmErr error
+	ledger *tpm.Ledger
+	ledlog *tpm.FileLog
+}
+
+// open finds everything that a device has. readOnly leaves the boot record to others.
+func open(readOnly bool, log *slog.Logger) (*device, error) {
+	d := &device{log: log}
+	var err error
+	if d.config, err = readConfig(filepath.Join(configDir, "device.json")); err != nil {
+		return nil, err
+	}
+	if d.boot, err = bootreport.ReadBoot(bootreport.BootPath); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoDevice, err)
+	}
+	board, err := boards.Get(d.config.Board)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.openTrust(); err != nil {
+		return nil, err
+	}
+	d.id = "unprovisioned"
+	if id, err := os.ReadFile(filepath.Join(dataDir, "provision", mqtt.FileID)); err == nil && len(id) > 0 {
+		d.id = string(id[:len(id)-len(trailing(id))])
+	}
+	d.parts, err = boards.Open(board, boards.Options{Running: bootctl.Slot(d.boot.Slot), ReadOnly: readOnly})
+	if err != nil {
+		return nil, err
+	}
+	d.openTPM(board, readOnly)
+	return d, nil
+}
+
+// trailing is the white space at the end of a one-line file.
+func trailing(b []byte) []byte {
+	n := len(b)
+	for n > 0 && (b[n-1] == '\n' || b[n-1] == '\r' || b[n-1] == ' ') {
+		n--
+	}
+	return b[n:]
+}
+
+func (d *device) openTrust() error {
+	data, err := os.ReadFile(filepath.Join(configDir, "release-keys.json"))
+	if err == nil {
+		d.keys, err = trust.ParseKeySet(data)
+	}
+	if err != nil {
+		return fmt.Errorf("release keys: %w", err)
+	}
+	anchor, err := os.ReadFile(filepath.Join(configDir, "root.json"))
+	if err != nil {
+		return fmt.Errorf("TUF root: %w", err)
+	}
+	store := filepath.Join(dataDir, "tuf")
+	if err := os.MkdirAll(store, 0o700); err != nil {
+		return err
+	}
+	if d.tuf, err = trust.Open(trust.Dir(store), anchor); err != nil {
+		return fmt.Errorf("TUF root: %w", err)
+	}
+	return nil
+}
+
+// openTPM looks for the TPM. A device without one, or with a broken one, works and
+// says what is missing.
+func (d *device) openTPM(board boards.Board, readOnly bool) {
+	if board.TPM == nil {
+		d.tpmErr = tpm.ErrNoTPM
+		return
+	}
+	if d.tpm, d.tpmErr = tpm.Open(tpm.Device); d.tpmErr != nil {
+		return
+	}
+	var logs []tpm.Log
+	if !readOnly {
+		// The copy outside the data partition first: it is harder to lose.
+		logs = append(logs, d.parts.Ledger())
+	}
+	var err error
+	if d.ledlog, err = tpm.CreateLog(filepath.Join(dataDir, "ledger.log"), 64<<10); err == nil {
+		logs = append(logs, d.ledlog)
+	} else {
+		d.log.Warn("ledger log on the data partition", "err", err)
+	}
+	if readOnly && len(logs) == 0 {
+		logs = append(logs, d.parts.Ledger())
+	}
+	d.ledger = d.tpm.Ledger(tpm.LedgerOptions{Logs: logs, Index: uint32(board.TPM.Ledger)})
+	if !readOnly {
+		if err := d.ledger.Resume(); err != nil {
+			d.log.Warn("TPM ledger", "err", err)
+		}
+	}
+}
+
+func (d *device) close() {
+	if d.ledlog != nil {
+		d.ledlog.Close()
+	}
+	if d.tpm != nil {
+		d.tpm.Close()
+	}
+	d.parts.Close()
+}
+
+// core joins the core to this device.
+func (d *device) core(link updater.Link, keeper *watchdog.Keeper) (*updater.Updater, error) {
+	handlers := external.Handlers{Folder: external.Folder, State: filepath.Join(dataDir, "handlers"), Board: d.config.Board, Log: os.Stderr}
+	prober := health.Prober{LinkUp: link.Up}
+	p := updater.Parts{
+		Device: d.id, Board: d.config.Board, Agent: version,
+		Boot: d.boot, Record: d.parts.Store, Slots: slots{d.parts}, Store: trust.Dir(dataDir),
+		Keys: d.keys, TUF: d.tuf, Link: link, Keeper: keeper,
+		Handlers: handlers, Check: prober.Run, Migrate: migrate, Tail: d.tail,
+		Attempts: func() ([]bootreport.Attempt, error) { return bootreport.Attempts(bootreport.AttemptsPath) },
+		Lock:     lock, Reboot: d.reboot, Now: time.Now, NewID: newID,
+		Memory: d.config.MemoryMiB << 20, Checkpoint: d.config.CheckpointMiB << 20, MaxBegun: d.config.MaxAttempts,
+		Log: d.log, TPM: d.tpmReport,
+	}
+	if d.ledger != nil {
+		p.Ledger = ledger{d.ledger, d.log}
+	}
+	u, err := updater.New(p)
+	if err != nil {
+		return nil, err
+	}
+	if m := u.Running().Manifest; m.Product != d.config.Product {
+		return nil, fmt.Errorf("product is %s in the running slot's manifest, and %s in device.json", m.Product, d.config.Product)
+	}
+	return u, nil
+}
+
+// slots gives the core the partitions of the board.
+type slots struct{ parts *boards.Parts }
+
+func (s slots) Spare(role string) (updater.Disk, error) { return s.parts.OpenSpare(role) }
+
+func (s slots) Read(slot bootctl.Slot, role string) (updater.Disk, error) {
+	return s.parts.OpenRead(slot, role)
+}
+
+// ledger enters installs in the TPM's ledger.
+type ledger struct {
+	l   *tpm.Ledger
+	log *slog.Logger
+}
+
+// Install implements updater.Ledger. A ledger whose log does not lead to what the TPM
+// holds is reported in every status; it must not keep a device from its updates.
+func (l ledger) Install(id string, digest [32]byte) error {
+	var attempt [16]byte
+	raw, err := hex.DecodeString(id)
+	if err != nil || len(raw) != len(attempt) {
+		return fmt.Errorf("attempt %q is no id", id)
+	}
+	copy(attempt[:], raw)
+	err = l.l.Add(digest, attempt)
+	if errors.Is(err, tpm.ErrLedgerMismatch) {
+		l.log.Error("install not entered in the TPM's ledger", "err", err)
+		return nil
+	}
+	return err
+}
+
+func newID() string {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(id[:])
+}
+
+// lock excludes other processes that install. The kernel ends it with the process.
+func lock() (func(), error) {
+	f, err := os.OpenFile(lockPath, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, updater.ErrBusy
+		}
+		return nil, fmt.Errorf("%s: %w", lockPath, err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// migrate runs a release's data migration.
+func migrate(ctx context.Context, hook, phase string, from, to int) error {
+	return runHook(ctx, hook, phase, fmt.Sprint(from), fmt.Sprint(to))
+}
+
+// tpmStatus is what the TPM proves.
+func (d *device) tpmStatus() tpm.Status {
+	pcr := 0
+	if t := d.parts.Board.TPM; t != nil {
+		pcr = t.PCR
+	}
+	var running *tpm.Digest
+	if m := d.boot.Measured; m != nil {
+		if raw, err := hex.DecodeString(m.Digest); err == nil && len(raw) == len(tpm.Digest{}) {
+			digest := tpm.Digest(raw)
+			running = &digest
+		}
+	}
+	return tpm.Check(d.tpm, d.tpmErr, pcr, running, d.ledger)
+}
+
+// tpmReport is the same in short, for the fleet.
+func (d *device) tpmReport() *transport.TPM {
+	s := d.tpmStatus()
+	r := &transport.TPM{Present: d.tpm != nil}
+	if s.Register != nil {
+		r.PCR = s.Register.Value.String()
+		r.Agrees = s.Register.Agree
+	}
+	if s.Ledger != nil {
+		r.Ledger = s.Ledger.Value.String()
+		r.Agrees = r.Agrees && s.Ledger.Agree
+	}
+	return r
+}
+
+// reboot writes down that the machine goes down on purpose, and asks for it. If the
+// system does not do it in time, the kernel does.
+func (d *device) reboot(why string) error {
+	err := bootreport.Append(bootreport.AttemptsPath, bootreport.Attempt{
+		BootID: d.boot.BootID, Slot: d.boot.Slot, Manifest: d.boot.Manifest, Version: d.boot.Version, Stage: bootreport.StageClean, Cause: why,
+	})
+	if err != nil {
+		d.log.Warn("reason of the reboot not written down", "err", err)
+	}
+	go func() {
+		time.Sleep(rebootGrace)
+		unix.Sync()
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	}()
+	return runHook(context.Background(), "reboot")
+}

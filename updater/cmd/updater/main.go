@@ -1,0 +1,52 @@
+// Updater is the device program of Tandem. It brings a signed release into the slot
+// that does not run, boots it on trial, and goes back unless it proves itself.
+//
+//	updater run                      the agent: follows the fleet, serves the other commands
+//	updater install RELEASE          from a folder or tar file (a USB stick), then reboots
+//	        -full        download whole images where no delta fits
+//	        -force       also what is not newer, or failed here before
+//	        -hold        do not reboot
+//	updater status                   what runs, what is in the slots, how the last update ended
+//	updater commit                   vouch for the system on trial
+//	updater rollback [-force]        boot the other slot again; on trial: give it up
+//	updater cancel                   give up the installation that runs
+//	updater verify [RELEASE]         compare both slots with their manifests, or check a release
+//	updater doctor                   look for what will make trouble, and say what to do
+//	updater version
+//
+// With -json (after the command) the output is JSON. status, verify, doctor, install,
+// commit and rollback work without an agent too. Configuration is in
+// /etc/tandem/device.json (in the image) and /data/tandem/provision (per device).
+//
+// Exit codes:
+//
+//	0  done                               4  busy: another installation runs
+//	1  could not be done                  5  this is no Tandem device, or no agent runs
+//	2  wrong usage                        6  the boot record needs a person
+//	3  refused: signature, board,         7  nothing to do: it runs already
+//	   sequence, epoch, policy, failed before
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "updater:", err)
+	if hint := hintFor(err); hint != "" {
+		fmt.Fprintln(os.Stderr, "hint:", hint)
+	}
+	os.Exit(codeOf(err))
+}
