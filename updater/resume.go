@@ -58,10 +58,25 @@ func (u *Updater) Resume(ctx context.Context) error {
 
 // reverted clears a trial that ended without commit and reports it with its reason.
 //
-// The boot record first: as long as it names a trial, every start of the program
-// comes here again, and the journal still has what is to be reported.
+// The journal first, as a trial that ended: whether the boot record still names the
+// trial or is clear already, a program that starts after a power cut comes here again,
+// with the reason that was found the first time, until the verdict is in the journal.
 func (u *Updater) reverted(record bootctl.Record, action Action) error {
 	reason, check, detail, log := u.why(record, action)
+	u.change(func(j *journal.Journal) {
+		if j.Update == nil {
+			// The journal was lost. Who was tried is in the slot record, if that is whole.
+			j.Update = u.lost()
+		}
+		j.State = string(Trial)
+		j.Update.Reason, j.Update.Check, j.Update.Detail, j.Update.Log = reason, check, detail, log
+		// A loader that never took a try says nothing about the release: a power cut may have
+		// destroyed the very sector in which it counts, which the next save mends. How often
+		// that may be tried again is bounded by the number of times a release may be begun.
+		if action != Skipped {
+			j.Fail(journal.Failure{Manifest: j.Update.Manifest, Version: j.Update.Version, Reason: strings.TrimSpace(reason + " " + check)})
+		}
+	})
 	if record.Trying != "" {
 		next, err := record.Revert()
 		if err == nil {
@@ -71,18 +86,10 @@ func (u *Updater) reverted(record bootctl.Record, action Action) error {
 			return fmt.Errorf("clear the trial of slot %s: %w", record.Trying, err)
 		}
 	}
-	u.change(func(j *journal.Journal) {
-		if j.Update == nil {
-			// The journal was lost. Who was tried is in the slot record, if that is whole.
-			j.Update = u.lost()
-		}
-		j.Update.Reason, j.Update.Check, j.Update.Detail, j.Update.Log = reason, check, detail, log
-		j.Update.Tries -= record.Tries // used, from here on
-		if j.Update.Manifest != "" {
-			j.Fail(journal.Failure{Manifest: j.Update.Manifest, Version: j.Update.Version, Reason: strings.TrimSpace(reason + " " + check)})
-		}
-	})
 	u.handlers(context.Background(), "revert")
+	u.mu.Lock()
+	u.j.Update.Tries -= record.Tries // used, from here on; conclude saves it
+	u.mu.Unlock()
 	u.conclude(transport.Reverted, reason, check, detail)
 	return nil
 }

@@ -41,6 +41,10 @@ func (u *Updater) write(ctx context.Context, src Source, p payload) error {
 	account := func(durable int64) {
 		c := w.Counters()
 		u.change(func(j *journal.Journal) {
+			if j.Update.Written == nil {
+				// An empty map is not in the journal's bytes, and the power may fail before the first checkpoint.
+				j.Update.Written = map[string]int64{}
+			}
 			j.Update.Written[p.image.Name] = durable
 			j.Update.Cost.Read = start.Read + c.Read
 			j.Update.Cost.Written = start.Written + c.Written
