@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"sort"
 	"strings"
 	"unicode/utf16"
@@ -23,10 +22,22 @@ var ErrBoard = errors.New("invalid board")
 // maxFile bounds a board file, in bytes.
 const maxFile = 64 << 10
 
-var (
-	nameForm  = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,62}$`)
-	labelForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
-)
+// nameForm reports whether s is a name as manifests have it: lower case, at most 63
+// bytes. labelForm allows capitals too, and any length. By hand, because package
+// regexp would be the largest thing that a device links for its board.
+func nameForm(s string) bool {
+	return len(s) <= 63 && s == strings.ToLower(s) && labelForm(s)
+}
+
+func labelForm(s string) bool {
+	for i, c := range []byte(s) {
+		alphanumeric := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !alphanumeric && (i == 0 || c != '_' && c != '.' && c != '-') {
+			return false
+		}
+	}
+	return s != ""
+}
 
 // Parse reads a board file. Errors are ErrBoard.
 func Parse(data []byte) (Board, error) {
@@ -94,7 +105,7 @@ func (b Board) check() error {
 	if b.Format != 1 {
 		return fmt.Errorf("format %d, this program knows 1", b.Format)
 	}
-	if !nameForm.MatchString(b.Name) {
+	if !nameForm(b.Name) {
 		return fmt.Errorf("name %q: want lower-case letters, digits, and - _ . between", b.Name)
 	}
 	switch b.Arch {
@@ -132,7 +143,7 @@ func (b Board) checkDisk() error {
 	labels := make(map[string]bool)
 	for _, p := range b.Disk.Partitions {
 		switch {
-		case !labelForm.MatchString(p.Label) || len(utf16.Encode([]rune(p.Label))) > 36:
+		case !labelForm(p.Label) || len(utf16.Encode([]rune(p.Label))) > 36:
 			return fmt.Errorf("partition label %q: want 1 to 36 letters, digits, and - _ . between", p.Label)
 		case labels[p.Label]:
 			return fmt.Errorf("partition %q occurs twice", p.Label)
@@ -260,7 +271,7 @@ func (b Board) checkDevices() error {
 		}
 	}
 	for _, m := range b.Kernel.Modules {
-		if !labelForm.MatchString(m) {
+		if !labelForm(m) {
 			return fmt.Errorf("kernel.modules: %q is no module name", m)
 		}
 	}
