@@ -141,6 +141,26 @@ func (d *Device) Extract(ctx context.Context, label string, off, n int64, dst st
 	return nil
 }
 
+// Allocated is how many bytes of a partition were ever written, at the
+// granularity of the host's file system. The machine may run.
+func (d *Device) Allocated(ctx context.Context, label string) (int64, error) {
+	disk, p, err := d.open(ctx, label, os.O_RDONLY, 0, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer disk.Close()
+	var sum int64
+	for at, end := p.Start, p.Start+p.Size; at < end; {
+		start, stop, err := nextData(disk, at, end)
+		if err != nil {
+			return 0, fmt.Errorf("look at partition %s of %s: %w", label, d.cfg.Name, err)
+		}
+		sum += max(0, min(stop, end)-start)
+		at = max(stop, start)
+	}
+	return sum, nil
+}
+
 // Overwrite puts bytes into a partition behind the guest's back, as a failing
 // medium or a careless tool does. The machine must be off.
 func (d *Device) Overwrite(ctx context.Context, label string, off int64, p []byte) error {

@@ -144,44 +144,47 @@ done`
 	return errors.Join(err, d.Unplug(ctx, serial))
 }
 
-// MakeStick writes a FAT file system with the given files to a new image, as
-// they would be on a memory stick. It needs mkfs.vfat and mcopy.
+// MakeStick writes an ext4 file system with the given files to a new image, as
+// they would be on a stick. It needs mke2fs. (Sticks of the field are FAT; which
+// file systems a device reads is a matter of its kernel, not of the updater.)
 func MakeStick(ctx context.Context, image string, files ...string) error {
+	if _, err := exec.LookPath("mke2fs"); err != nil {
+		return &MissingError{map[string]string{"mke2fs": "e2fsprogs"}}
+	}
+	stage, err := os.MkdirTemp(filepath.Dir(image), "stick")
+	if err != nil {
+		return fmt.Errorf("make stick: %w", err)
+	}
+	defer os.RemoveAll(stage)
 	var size int64 = 8 << 20
 	for _, f := range files {
-		err := filepath.Walk(f, func(_ string, i os.FileInfo, err error) error {
-			if err == nil {
-				size += i.Size() + 4096
-			}
-			return err
-		})
+		info, err := os.Stat(f)
+		if err != nil {
+			return fmt.Errorf("make stick: %w", err)
+		}
+		to := filepath.Join(stage, filepath.Base(f))
+		if info.IsDir() {
+			err = os.CopyFS(to, os.DirFS(f))
+		} else {
+			err = CopySparse(ctx, to, f)
+		}
 		if err != nil {
 			return fmt.Errorf("make stick: %w", err)
 		}
 	}
-	size = (size + size/16 + 1<<20 - 1) &^ (1<<20 - 1)
-	missing := map[string]string{}
-	for tool, deb := range map[string]string{"mkfs.vfat": "dosfstools", "mcopy": "mtools"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			missing[tool] = deb
+	err = filepath.Walk(stage, func(_ string, i os.FileInfo, err error) error {
+		if err == nil {
+			size += i.Size() + 8192
 		}
-	}
-	if len(missing) > 0 {
-		return &MissingError{missing}
-	}
-	if err := os.WriteFile(image, nil, 0o644); err != nil {
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("make stick: %w", err)
 	}
-	if err := os.Truncate(image, size); err != nil {
-		return fmt.Errorf("make stick: %w", err)
-	}
-	for _, argv := range [][]string{
-		{"mkfs.vfat", "-n", "STICK", image},
-		append(append([]string{"mcopy", "-s", "-i", image}, files...), "::/"),
-	} {
-		if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			return fmt.Errorf("make stick: %s: %w: %s", argv[0], err, out)
-		}
+	size += size / 8
+	argv := []string{"-q", "-F", "-t", "ext4", "-L", "STICK", "-d", stage, image, fmt.Sprintf("%dk", size>>10)}
+	if out, err := exec.CommandContext(ctx, "mke2fs", argv...).CombinedOutput(); err != nil {
+		return fmt.Errorf("make stick: mke2fs: %w: %s", err, out)
 	}
 	return nil
 }
