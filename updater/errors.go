@@ -72,7 +72,7 @@ func permanent(err error) bool {
 		ErrMismatch, ErrMemory, ErrBoard, ErrDowngrade, ErrEpoch, ErrFailedBefore, ErrAttempts, ErrNoDelta,
 		delta.ErrFormat, delta.ErrLimit, delta.ErrMemory, delta.ErrUnsupported, transport.ErrLeaf,
 		manifest.ErrFormat, manifest.ErrCritical, manifest.ErrTooLarge, manifest.ErrUnsupported,
-		trust.ErrSignature, trust.ErrThreshold, trust.ErrFormat, partition.ErrMismatch, partition.ErrWriter, partition.ErrOutside,
+		trust.ErrSignature, trust.ErrThreshold, trust.ErrFormat, partition.ErrWriter, partition.ErrOutside,
 	} {
 		if errors.Is(err, lasting) {
 			return true

@@ -28,6 +28,9 @@ func (u *Updater) finish(ctx context.Context, src Source, rel release) error {
 	if err := u.measure(rel); err != nil {
 		return err
 	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // the last moment at which Cancel means anything
+	}
 	return u.arm(rel)
 }
 
@@ -43,13 +46,19 @@ func (u *Updater) readBack(ctx context.Context, src Source, rel release) error {
 		}
 		if err := u.readBackOne(ctx, img, leaves); err != nil {
 			// What is on the medium is wrong, whatever the journal thinks: the next
-			// attempt begins this image anew.
+			// attempt begins this image anew. A medium that never keeps it must not be
+			// worn out by that, so it counts as beginning the release once more.
+			begun := 0
 			u.change(func(j *journal.Journal) {
 				if j.Update != nil && errors.Is(err, partition.ErrMismatch) {
 					j.State = string(Writing)
 					delete(j.Update.Written, img.Name)
+					begun = j.Begin(j.Update.Manifest)
 				}
 			})
+			if begun > u.p.MaxBegun {
+				err = fmt.Errorf("%w: %w", ErrAttempts, err)
+			}
 			return fmt.Errorf("read back %s: %w", img.Name, err)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/bootctl/watchdog"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/journal"
@@ -211,6 +210,10 @@ func (u *Updater) raiseFloor(epoch uint64) {
 
 // giveUp ends the trial from inside. The reason first, since nobody else knows it;
 // then the boot record, so that the next boot is the old system and not another try.
+//
+// The record goes on naming the trial, without tries: where the reason does not reach
+// the old system (the data partition is lost, or this system cannot mount it), that is
+// how it knows that there was a trial, and does not go on to install the release again.
 func (u *Updater) giveUp(reason, check, detail string) error {
 	u.p.Log.Error("giving the trial up", "reason", reason, "check", check, "detail", detail)
 	u.change(func(j *journal.Journal) {
@@ -220,13 +223,11 @@ func (u *Updater) giveUp(reason, check, detail string) error {
 	})
 	u.event("giving up", reason+" "+check+": "+detail)
 	record, err := u.p.Record.Load()
-	if err == nil {
-		record, err = record.Revert()
-	}
-	if err == nil {
+	if err == nil && record.Trying == u.running.Slot {
+		record.Tries = 0
 		err = u.p.Record.Save(record)
 	}
-	if err != nil && !errors.Is(err, bootctl.ErrNoTrial) {
+	if err != nil {
 		// Not fatal: the loader takes a try with each boot, and none is committed.
 		u.p.Log.Error("trial not cleared", "err", err)
 	}

@@ -112,6 +112,12 @@ func (u *Updater) Install(ctx context.Context, src Source, o Options) (err error
 	defer unlock()
 	ctx, done := u.cancellable(ctx)
 	defer done()
+	defer func() {
+		// Before the first byte is written too: who asks must not take it for a link that broke.
+		if err != nil && context.Cause(ctx) == ErrCancelled && !errors.Is(err, ErrCancelled) {
+			err = fmt.Errorf("%w: %w", ErrCancelled, err)
+		}
+	}()
 
 	rel, err := u.verify(ctx, src, o)
 	if err != nil {
