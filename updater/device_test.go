@@ -65,7 +65,8 @@ type device struct {
 	slot      bootctl.Slot // that runs
 	bootID    string
 	boots     int
-	trials    int // boots in a row of a slot that is not the good one
+	trials    int // boots in a row of the slot on trial
+	tried     bootctl.Slot
 	rebooting string
 	died      string // how the boot before this one ended
 	attempts  []bootreport.Attempt
@@ -292,12 +293,14 @@ func (d *device) powerOn() *Updater {
 	}
 	version := d.holds(d.slot)
 	require.NotEmpty(d.t, version, "%s: slot %q boots and is not whole; loader: %q", d.state, d.slot, boot.Lines)
+	if !boot.Trial || d.tried != d.slot {
+		d.trials, d.tried = 0, ""
+	}
 	if boot.Trial {
 		d.trials++
+		d.tried = d.slot
 		most := d.w.by[version].m.Trial.Tries
 		require.LessOrEqual(d.t, d.trials, most, "%s: slot %s is tried for ever", d.state, d.slot)
-	} else {
-		d.trials = 0
 	}
 	d.boots++
 	d.bootID = fmt.Sprintf("boot-%d-%d", d.ids/1000, d.boots)

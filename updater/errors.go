@@ -37,6 +37,9 @@ var (
 	// ErrAttempts means that the release was begun too often without getting to
 	// its trial. It can be forced.
 	ErrAttempts = errors.New("begun too often on this device")
+	// ErrOther means that the source brought another release than the one that was
+	// asked for, whoever signed it. Ask again, or ask another source.
+	ErrOther = errors.New("another release than the one asked for")
 	// ErrOnTrial means that the running system is on trial: commit or revert first.
 	ErrOnTrial = errors.New("the running system is on trial")
 	// ErrNotOnTrial means that there is no trial to commit.

@@ -187,6 +187,14 @@ func (u *Updater) repeatVerdict() {
 // Refused unless forced: a system that cannot read the present data. Never forced:
 // one below the floor of epochs, or a slot that is not whole.
 func (u *Updater) Rollback(ctx context.Context, force bool) error {
+	record, err := u.p.Record.Load()
+	if err != nil {
+		return fmt.Errorf("boot record: %w", err)
+	}
+	if record.Trying == u.running.Slot {
+		// Resume is at it and keeps everybody else from the slots; this ends what it does.
+		return u.giveUp(transport.ReasonOperator, "", "rolled back by an operator")
+	}
 	if !u.busy.TryLock() {
 		return ErrBusy
 	}
@@ -196,12 +204,8 @@ func (u *Updater) Rollback(ctx context.Context, force bool) error {
 		return err
 	}
 	defer unlock()
-	record, err := u.p.Record.Load()
-	if err != nil {
+	if record, err = u.p.Record.Load(); err != nil {
 		return fmt.Errorf("boot record: %w", err)
-	}
-	if record.Trying == u.running.Slot {
-		return u.giveUp(transport.ReasonOperator, "", "rolled back by an operator")
 	}
 	if record.Good != u.running.Slot {
 		return fmt.Errorf("%w: slot %s runs, and slot %s is the good one", ErrAlarm, u.running.Slot, record.Good)

@@ -58,7 +58,7 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 			if want == nil {
 				continue
 			}
-			o := Options{Force: want.Force, Online: true, Full: want.Full, Counter: want.Counter}
+			o := Options{Force: want.Force, Online: true, Full: want.Full, Counter: want.Counter, Manifest: want.Manifest}
 			err := u.Install(ctx, fleet.Source(want.Manifest), o)
 			if err == nil || ctx.Err() != nil {
 				continue
@@ -96,10 +96,12 @@ func (u *Updater) accept(ctx context.Context, fleet Fleet, want transport.Want) 
 	j := u.journal()
 	// Who may make statements is in the TUF metadata, which is fetched first: keys
 	// may have been changed since. Without fresh metadata the keys known so far count.
+	u.tuf.Lock()
 	if err := u.p.TUF.Update(fetch, fleet.Source(""), trust.Options{Online: true, Now: u.trusted()}); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		u.p.Log.Warn("TUF metadata not updated", "err", err)
 	}
 	keys, err := u.p.TUF.StatementKeys()
+	u.tuf.Unlock()
 	if err != nil {
 		return false, fmt.Errorf("keys for statements: %w", err)
 	}

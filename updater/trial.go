@@ -43,8 +43,15 @@ func (u *Updater) probation(ctx context.Context) error {
 	if err := u.migrate(ctx, "prepare"); err != nil {
 		return u.giveUp("migration", m.DataSchema.Migrate, err.Error())
 	}
-	check, detail, err := u.healthy(ctx)
+	checking, stop := context.WithCancel(ctx)
+	defer stop()
+	u.mu.Lock()
+	u.stopChecks = stop
+	u.mu.Unlock()
+	check, detail, err := u.healthy(checking)
 	switch {
+	case ctx.Err() == nil && checking.Err() != nil:
+		return nil // an operator has decided
 	case ctx.Err() != nil:
 		// Shutting down during the trial: neither commit nor revert. The next boot
 		// is the next try.
@@ -138,24 +145,46 @@ func (u *Updater) Commit(ctx context.Context) error {
 	return u.commit(ctx)
 }
 
+// endTrial lets one of those who may end the trial do so: the checks or an operator, by
+// commit or by giving up. Whoever comes second finds it decided, and does nothing.
+func (u *Updater) endTrial(end func() error) error {
+	u.deciding.Lock()
+	defer u.deciding.Unlock()
+	if u.decided {
+		return nil
+	}
+	if err := end(); err != nil {
+		return err
+	}
+	u.decided = true
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.stopChecks != nil {
+		u.stopChecks()
+	}
+	return nil
+}
+
 // commit makes the running slot the good one. What runs is what the first program
 // verified in this very boot, which is the proof that it boots.
 //
 // The boot record first, since from then on the loader acts on it; then what must
 // only move once there is no way back to the old system by itself: floor and schema.
 func (u *Updater) commit(ctx context.Context) error {
-	record, err := u.p.Record.Load()
-	if err == nil {
-		record, err = record.Commit(u.running.Slot)
-	}
-	if err == nil {
-		err = u.p.Record.Save(record)
-	}
-	if err != nil {
-		return fmt.Errorf("commit slot %s: %w", u.running.Slot, err)
-	}
-	u.committed(ctx)
-	return nil
+	return u.endTrial(func() error {
+		record, err := u.p.Record.Load()
+		if err == nil {
+			record, err = record.Commit(u.running.Slot)
+		}
+		if err == nil {
+			err = u.p.Record.Save(record)
+		}
+		if err != nil {
+			return fmt.Errorf("commit slot %s: %w", u.running.Slot, err)
+		}
+		u.committed(ctx)
+		return nil
+	})
 }
 
 // committed does what follows from a commit that is on the medium. All of it can be
@@ -215,23 +244,25 @@ func (u *Updater) raiseFloor(epoch uint64) {
 // the old system (the data partition is lost, or this system cannot mount it), that is
 // how it knows that there was a trial, and does not go on to install the release again.
 func (u *Updater) giveUp(reason, check, detail string) error {
-	u.p.Log.Error("giving the trial up", "reason", reason, "check", check, "detail", detail)
-	u.change(func(j *journal.Journal) {
-		if j.Update != nil {
-			j.Update.Reason, j.Update.Check, j.Update.Detail, j.Update.Log = reason, check, detail, u.lastLines()
+	return u.endTrial(func() error {
+		u.p.Log.Error("giving the trial up", "reason", reason, "check", check, "detail", detail)
+		u.change(func(j *journal.Journal) {
+			if j.Update != nil {
+				j.Update.Reason, j.Update.Check, j.Update.Detail, j.Update.Log = reason, check, detail, u.lastLines()
+			}
+		})
+		u.event("giving up", reason+" "+check+": "+detail)
+		record, err := u.p.Record.Load()
+		if err == nil && record.Trying == u.running.Slot {
+			record.Tries = 0
+			err = u.p.Record.Save(record)
 		}
+		if err != nil {
+			// Not fatal: the loader takes a try with each boot, and none is committed.
+			u.p.Log.Error("trial not cleared", "err", err)
+		}
+		return u.reboot("revert: " + reason + " " + check)
 	})
-	u.event("giving up", reason+" "+check+": "+detail)
-	record, err := u.p.Record.Load()
-	if err == nil && record.Trying == u.running.Slot {
-		record.Tries = 0
-		err = u.p.Record.Save(record)
-	}
-	if err != nil {
-		// Not fatal: the loader takes a try with each boot, and none is committed.
-		u.p.Log.Error("trial not cleared", "err", err)
-	}
-	return u.reboot("revert: " + reason + " " + check)
 }
 
 // schema is the layout of the kept data.

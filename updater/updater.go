@@ -40,14 +40,21 @@ type Updater struct {
 
 	busy sync.Mutex // held by whoever changes slots
 
-	mu       sync.Mutex // guards the rest
-	j        journal.Journal
-	cancel   context.CancelCauseFunc
-	lastErr  string
-	alarm    string
-	sequence uint64 // of events in this boot
-	meter    meter
-	watchers map[chan transport.Progress]struct{}
+	tuf sync.Mutex // guards Parts.TUF, which an installation and a statement may both ask
+
+	deciding sync.Mutex // held by whoever ends the trial of the running slot
+	decided  bool       // it has ended
+
+	mu     sync.Mutex // guards the rest
+	j      journal.Journal
+	cancel context.CancelCauseFunc
+	// stopChecks ends the health checks of a trial that an operator decides.
+	stopChecks context.CancelFunc
+	lastErr    string
+	alarm      string
+	sequence   uint64 // of events in this boot
+	meter      meter
+	watchers   map[chan transport.Progress]struct{}
 }
 
 // Running is the system that runs, from its own slot record.
@@ -92,6 +99,9 @@ type Options struct {
 	Full    string // transport.FullFail, FullWait or FullGo, where no delta fits; "" is FullFail
 	Counter uint64 // of the statement that asked for it
 	Hold    bool   // stop before the reboot; the next reboot starts the trial
+	// Manifest is the digest of the release that is asked for; "" takes what the
+	// source has.
+	Manifest manifest.Digest
 }
 
 // Install brings the release in src into the spare slot and reboots into its trial.

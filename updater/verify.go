@@ -34,9 +34,14 @@ func (u *Updater) verify(ctx context.Context, src Source, o Options) (release, e
 	if err != nil {
 		return release{}, err
 	}
+	if o.Manifest != "" && rel.digest != o.Manifest {
+		return release{}, fmt.Errorf("%w: manifest %s instead of %s", ErrOther, rel.digest, o.Manifest)
+	}
 	if len(envelope) > partition.MaxEnvelope {
 		return release{}, fmt.Errorf("%w: %d bytes do not fit into the slot record", manifest.ErrTooLarge, len(envelope))
 	}
+	u.tuf.Lock()
+	defer u.tuf.Unlock()
 	if err := u.p.TUF.Update(ctx, src, trust.Options{Online: o.Online, Now: u.trusted()}); err != nil {
 		return release{}, fmt.Errorf("update TUF metadata: %w", err)
 	}

@@ -1,0 +1,486 @@
+package updater
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/journal"
+	"github.com/tandem-ota/tandem/updater/manifest"
+)
+
+// fleet is the other end of the link.
+type fleet struct {
+	d     *device
+	wants chan transport.Want
+	// source changes what is served; nil serves the release that is asked for.
+	source func(*source)
+	asked  []manifest.Digest
+}
+
+func (f *fleet) Wants() <-chan transport.Want { return f.wants }
+
+func (f *fleet) Source(digest manifest.Digest) Source {
+	src := &source{w: f.d.w, r: f.d.w.by[f.d.w.names[digest]]}
+	if digest != "" {
+		f.asked = append(f.asked, digest)
+	}
+	if f.source != nil && digest != "" {
+		f.source(src)
+	}
+	return src
+}
+
+// running is a device whose program follows its fleet.
+type following struct {
+	*device
+	*fleet
+	u    *Updater
+	stop func()
+}
+
+// follow starts Run on a device that stays.
+func (d *device) follow() *following {
+	f := &following{device: d, fleet: &fleet{d: d, wants: make(chan transport.Want, 1)}, u: d.start()}
+	f.again()
+	return f
+}
+
+func (f *following) again() {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- f.u.Run(ctx, f.fleet) }()
+	f.stop = func() {
+		cancel()
+		require.ErrorIs(f.t, <-done, context.Canceled)
+	}
+}
+
+// want sends a statement and waits until the device has nothing more to do at once.
+func (f *following) want(counter uint64, d transport.Desired) {
+	f.wants <- f.w.statement(f.t, me, counter, d)
+	synctest.Wait()
+}
+
+func (f *following) desired(version string) transport.Desired {
+	return transport.Desired{Manifest: string(f.w.by[version].digest), Version: version}
+}
+
+// The fleet says what should run, and the device gets there: once, however often the
+// broker repeats the statement, and not because of an old one.
+func TestRunFollowsDesiredState(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newDevice(t, "1.0.0", "").follow()
+		f.want(7, f.desired("2.0.0"))
+		require.NotEmpty(t, f.rebooting)
+		f.stop()
+		f.u = f.start()
+		f.settled(f.u, "2.0.0")
+		require.EqualValues(t, 7, f.verdict().Counter)
+		require.False(t, f.u.State().Drift)
+
+		f.again()
+		asked := len(f.asked)
+		f.want(7, f.desired("2.0.0"))
+		f.want(6, f.desired("3.0.0"))
+		time.Sleep(time.Hour)
+		require.Len(t, f.asked, asked, "a replay changes nothing")
+		require.EqualValues(t, 7, f.u.journal().Counter)
+
+		f.want(8, f.desired("3.0.0"))
+		f.stop()
+		f.settled(f.start(), "3.0.0")
+		require.Len(t, f.boil(), 2)
+	})
+}
+
+// Statements that nobody who counts signed, for another device or of another kind,
+// change nothing.
+func TestRunIgnoresOthers(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newDevice(t, "1.0.0", "").follow()
+		good := f.w.statement(t, me, 1, f.desired("2.0.0"))
+		bad := slices.Clone(good.Statement)
+		bad[len(bad)/2] ^= 1
+		for _, want := range []transport.Want{
+			f.w.statement(t, "pump-8", 1, f.desired("2.0.0")),
+			{Statement: bad},
+			{Statement: json.RawMessage(`{}`)},
+		} {
+			f.wants <- want
+			synctest.Wait()
+			require.Nil(t, f.u.journal().Want)
+			require.Zero(t, f.u.journal().Counter)
+			require.NotEmpty(t, f.u.State().Error)
+		}
+		f.stop()
+	})
+}
+
+// What passes with time is tried again, more and more rarely, until it works; the
+// place is kept meanwhile.
+func TestRunTriesAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newDevice(t, "1.0.0", "").follow()
+		var at []time.Duration
+		begin := time.Now()
+		f.source = func(s *source) {
+			at = append(at, time.Since(begin).Round(time.Second))
+			if len(at) < 10 {
+				s.broken = syscall.ECONNREFUSED
+			} else if len(at) < 12 {
+				s.onRead = fails(syscall.EIO)
+			}
+		}
+		f.want(1, f.desired("2.0.0"))
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		require.NotEmpty(t, f.rebooting)
+		f.stop()
+		require.Len(t, at, 12)
+		for i := 1; i < len(at); i++ {
+			rest := at[i] - at[i-1]
+			require.LessOrEqual(t, rest, retryMost)
+			if i > 1 {
+				require.GreaterOrEqual(t, rest, at[i-1]-at[i-2], "%v", at)
+			}
+		}
+		f.settled(f.start(), "2.0.0")
+		require.Len(t, f.boil(), 1)
+	})
+}
+
+// What this device will never run is refused with a verdict, once; the device waits
+// for another statement, also after a restart.
+func TestRunRefuses(t *testing.T) {
+	for version, want := range map[string]error{
+		"2.3.0-board": ErrBoard, "0.9.0": ErrDowngrade, "3.0.0": ErrNoDelta, "2.1.0-deltas": ErrNoDelta, "2.9.0-unlisted": nil,
+	} {
+		t.Run(version, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				f := newDevice(t, "1.0.0", "").follow()
+				f.want(3, f.desired(version))
+				time.Sleep(time.Hour)
+				require.Len(t, f.boil(), 1)
+				v := f.verdict()
+				require.Equal(t, transport.Refused, v.Result)
+				require.EqualValues(t, 3, v.Counter)
+				require.Equal(t, string(f.w.by[version].digest), v.Release)
+				if want != nil {
+					require.Contains(t, v.Detail, want.Error())
+				}
+				require.Len(t, f.asked, 1)
+				f.stop()
+				f.u = f.start()
+				f.again()
+				time.Sleep(time.Hour)
+				require.Len(t, f.asked, 1)
+				require.Len(t, f.boil(), 1, "the same verdict again")
+				require.Greater(t, len(f.verdicts), 1, "it is repeated after a restart")
+				f.want(4, f.desired("2.0.0"))
+				f.stop()
+				f.settled(f.start(), "2.0.0")
+			})
+		})
+	}
+}
+
+// With the policy to wait, the device waits for leave and says nothing final; the leave
+// is a statement like any other.
+func TestRunWaitsForLeave(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newDevice(t, "1.0.0", "").follow()
+		d := f.desired("3.0.0")
+		d.Full = transport.FullWait
+		f.want(1, d)
+		time.Sleep(time.Hour)
+		require.Empty(t, f.verdicts)
+		require.True(t, f.u.State().Drift)
+		d.Full = transport.FullGo
+		f.want(2, d)
+		require.NotEmpty(t, f.rebooting)
+		f.stop()
+		f.settled(f.start(), "3.0.0")
+	})
+}
+
+// A release that fails here is not taken again because the fleet still wants it, and
+// is when it insists.
+func TestRunDoesNotLoop(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newDevice(t, "1.0.0", "").follow()
+		f.sick["2.0.0"] = "works"
+		f.want(1, f.desired("2.0.0"))
+		f.stop()
+		f.u = f.start()
+		f.settled(f.u, "1.0.0")
+		boots := f.boots
+		f.again()
+		time.Sleep(24 * time.Hour)
+		require.Empty(t, f.rebooting)
+		require.Len(t, f.boil(), 1)
+		f.stop()
+		require.Equal(t, boots, f.boots)
+
+		f.sick = nil
+		f.again()
+		d := f.desired("2.0.0")
+		d.Force = true
+		f.want(2, d)
+		f.stop()
+		f.settled(f.start(), "2.0.0")
+	})
+}
+
+// A source that answers with another release than the one that is wanted, signed and
+// offered as it may be, does not get it installed.
+func TestRunInstallsOnlyWhatIsWanted(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newDevice(t, "1.0.0", "").follow()
+		f.source = func(s *source) { s.r = f.w.by["4.0.0-full"] }
+		f.want(1, f.desired("2.0.0"))
+		require.Empty(t, f.rebooting)
+		require.Nil(t, f.u.journal().Update)
+		f.source = nil
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		f.stop()
+		f.settled(f.start(), "2.0.0")
+	})
+}
+
+// An operator's cancel ends the desired state too: the device does not begin again by
+// itself.
+func TestRunCancelled(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newDevice(t, "1.0.0", "").follow()
+		f.source = func(s *source) {
+			s.onRead = func(manifest.Digest, int64, []byte) error { return f.u.Cancel() }
+		}
+		f.want(1, f.desired("2.0.0"))
+		f.source = nil
+		time.Sleep(24 * time.Hour)
+		require.Empty(t, f.rebooting)
+		require.Len(t, f.boil(), 1)
+		require.Equal(t, transport.ReasonOperator, f.verdict().Reason)
+		f.stop()
+	})
+}
+
+// Every attempt has one verdict, and one id: whoever starts the program again hears
+// the last one again.
+func TestVerdictOncePerAttempt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		d.cancelled(u, "2.0.0")
+		require.Len(t, d.boil(), 1)
+		for range 3 {
+			u = d.start()
+		}
+		require.Len(t, d.verdicts, 4)
+		require.Len(t, d.boil(), 1)
+
+		// Another release is asked for in the middle of one.
+		require.Error(t, u.Install(ctx, &source{w: d.w, r: d.w.by["2.0.0"], onRead: fails(syscall.EPIPE)}, Options{}))
+		require.Len(t, d.boil(), 1)
+		require.NoError(t, d.install(u, "4.0.0-full", Options{}))
+		require.Len(t, d.boil(), 2)
+		require.Equal(t, "superseded", d.verdict().Reason)
+		u = d.start()
+		d.settled(u, "4.0.0-full")
+		require.Len(t, d.boil(), 3)
+		last := u.Last()
+		require.Equal(t, transport.Committed, last.Result)
+		require.Equal(t, d.verdict().ID, last.ID)
+	})
+}
+
+// Going back to the other system is a trial like any other, which an operator asked for.
+func TestRollback(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u, err := d.update("2.0.0", Options{})
+		require.NoError(t, err)
+		require.NoError(t, u.Rollback(ctx, false))
+		require.NotEmpty(t, d.rebooting)
+		u = d.start()
+		d.settled(u, "1.0.0")
+		require.Equal(t, transport.Committed, d.verdict().Result)
+
+		// The old system does not come up any more: back again.
+		d.hangs["2.0.0"] = "panic"
+		require.NoError(t, u.Rollback(ctx, false))
+		u = d.start()
+		d.settled(u, "1.0.0")
+		require.Equal(t, transport.ReasonPanic, d.verdict().Reason)
+		require.ErrorIs(t, u.Rollback(ctx, true), ErrNoFallback, "it is marked bad now")
+	})
+}
+
+// A rollback that would lose data is refused unless forced; one below the floor, into
+// nothing, or into a slot whose record nobody signed, is refused in any case.
+func TestRollbackRefused(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		require.ErrorIs(t, u.Rollback(ctx, true), ErrNoFallback, "a new device has one system")
+
+		u, err := d.update("2.7.0-schema", Options{})
+		require.NoError(t, err)
+		require.ErrorIs(t, u.Rollback(ctx, false), ErrNewerData)
+		require.Empty(t, d.rebooting)
+		require.NoError(t, u.Rollback(ctx, true))
+		d.settled(d.start(), "1.0.0")
+
+		d = newDevice(t, "1.0.0", "0.9.0")
+		u = d.start()
+		u.change(func(j *journal.Journal) { j.EpochFloor = 1 })
+		require.ErrorIs(t, u.Rollback(ctx, true), ErrEpoch)
+
+		d = newDevice(t, "1.0.0", "0.9.0")
+		d.clear(rootB, int64(d.root(bootctl.B).Size())-64<<10, d.root(bootctl.B).Size())
+		record := d.record()
+		u = d.powerOnUnchecked()
+		require.ErrorIs(t, u.Rollback(ctx, true), ErrNoFallback)
+		require.True(t, record.Same(d.record()))
+	})
+}
+
+// The hook makes the new layout in the trial and removes the old one after the
+// commit; where it fails, the trial is over. A system that cannot read data as old as
+// it is there does not touch it.
+func TestMigration(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		type call struct {
+			phase    string
+			from, to int
+			good     bootctl.Slot
+		}
+		var calls []call
+		d := newDevice(t, "1.0.0", "")
+		d.migrate = func(_, phase string, from, to int) error {
+			calls = append(calls, call{phase, from, to, d.record().Good})
+			return nil
+		}
+		u, err := d.update("2.7.0-schema", Options{})
+		require.NoError(t, err)
+		d.settled(u, "2.7.0-schema")
+		require.Equal(t, []call{{"prepare", 0, 3, bootctl.A}, {"commit", 0, 3, bootctl.B}}, calls)
+		require.Equal(t, 3, u.schema())
+
+		calls = nil
+		u, err = d.update("3.2.0-schema", Options{Full: transport.FullGo})
+		require.NoError(t, err)
+		d.settled(u, "2.7.0-schema")
+		require.Empty(t, calls, "it reads from 5, and 3 is there")
+		require.Equal(t, "migration", d.verdict().Reason)
+
+		d = newDevice(t, "1.0.0", "")
+		d.migrate = func(_, phase string, from, to int) error { return syscall.ENOSPC }
+		u, err = d.update("2.7.0-schema", Options{})
+		require.NoError(t, err)
+		d.settled(u, "1.0.0")
+		require.Equal(t, "migration", d.verdict().Reason)
+		require.Zero(t, u.schema())
+	})
+}
+
+// A plant whose network is down does not revert its updates, unless the release says
+// that a system without network is a bad one.
+func TestNetworkInTrial(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		for version, want := range map[string]string{"2.0.0": "2.0.0", "3.1.0-network": "1.0.0"} {
+			d := newDevice(t, "1.0.0", "")
+			u := d.start()
+			require.NoError(t, d.install(u, version, Options{}))
+			d.linkUp = false
+			u = d.start()
+			d.settled(u, want)
+			if want == "1.0.0" {
+				require.Equal(t, "link", d.verdict().Check)
+			}
+		}
+	})
+}
+
+// While the trial goes on, an operator may end it either way, and the device does
+// that and nothing else.
+func TestOperatorEndsTrial(t *testing.T) {
+	for name, end := range map[string]func(*Updater) error{
+		"by commit":   func(u *Updater) error { return u.Commit(ctx) },
+		"by rollback": func(u *Updater) error { return u.Rollback(ctx, false) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				d := newDevice(t, "1.0.0", "")
+				d.sick["2.0.0"] = "works"
+				u := d.start()
+				require.ErrorIs(t, u.Commit(ctx), ErrNotOnTrial)
+				require.NoError(t, d.install(u, "2.0.0", Options{}))
+				u = d.powerOn()
+				done := make(chan error)
+				go func() { done <- u.Resume(ctx) }()
+				time.Sleep(3 * time.Second)
+				synctest.Wait()
+				require.ErrorIs(t, d.install(u, "4.0.0-full", Options{}), ErrBusy)
+				require.NoError(t, end(u))
+				require.NoError(t, <-done)
+				if name == "by commit" {
+					require.Empty(t, d.rebooting)
+					d.settled(u, "2.0.0")
+					require.Len(t, d.boil(), 1)
+					return
+				}
+				require.NotEmpty(t, d.rebooting)
+				d.settled(d.start(), "1.0.0")
+				require.Equal(t, transport.ReasonOperator, d.verdict().Reason)
+				require.Len(t, d.boil(), 1)
+			})
+		})
+	}
+}
+
+// Shutting down in the middle of a trial is neither commit nor revert: the next boot
+// is the next try.
+func TestShutDownInTrial(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+		u := d.powerOn()
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		require.ErrorIs(t, u.Resume(ctx), context.DeadlineExceeded)
+		require.Equal(t, bootctl.B, d.record().Trying)
+		require.Empty(t, d.verdicts)
+		d.settled(d.start(), "2.0.0")
+	})
+}
+
+// Held back, the trial waits for the next reboot, whoever restarts the program.
+func TestHold(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		require.NoError(t, d.install(u, "2.0.0", Options{Hold: true}))
+		require.Empty(t, d.rebooting)
+		require.Equal(t, bootctl.B, d.record().Trying)
+		d.settled(d.start(), "2.0.0")
+	})
+}
+
+// powerOnUnchecked starts the program of slot A, whatever the other slot is.
+func (d *device) powerOnUnchecked() *Updater {
+	d.slot, d.bootID = bootctl.A, "unchecked"
+	u, err := New(d.parts(d.holds(bootctl.A)))
+	require.NoError(d.t, err)
+	return u
+}
