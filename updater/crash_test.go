@@ -84,10 +84,7 @@ func (s story) cut(t *testing.T, l loss) {
 			// around it, the table of frames and the lists of leaves.
 			require.LessOrEqual(t, d.movedAt(crash.Cut)+n.moved, d.moved+every+2*leaf+4096, "%s", n.state)
 		}
-		for again := range visited(n.disks[0].Bench(), 2, 1<<30) {
-			if (again.Cut+7*states)%211 != 0 && !replaying {
-				continue
-			}
+		for again := range oneCut(n.disks[0].Bench(), states) {
 			second++
 			m := n.after(again)
 			m.lose(l)
@@ -104,7 +101,7 @@ var replaying = os.Getenv("DISKTEST") != ""
 func visited(b *disktest.Bench, first int, others uint32) iter.Seq[*disktest.Crash] {
 	return func(yield func(*disktest.Crash) bool) {
 		cut, n := -1, 0
-		for c := range b.Crashes(disktest.Bounds{Samples: 4}) {
+		for c := range b.Crashes(disktest.Bounds{Samples: 2, Writes: 3, Sectors: 4}) {
 			if c.Cut != cut {
 				cut, n = c.Cut, 0
 			}
@@ -115,6 +112,22 @@ func visited(b *disktest.Bench, first int, others uint32) iter.Seq[*disktest.Cra
 				continue
 			}
 			if !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// oneCut picks one cut by a number, and of it the simplest state and another one.
+func oneCut(b *disktest.Bench, number int) iter.Seq[*disktest.Crash] {
+	return func(yield func(*disktest.Crash) bool) {
+		at, n := (number*37)%(b.Ops()+1), 0
+		for c := range b.Crashes(disktest.Bounds{Samples: 1, Writes: 2, Sectors: 2, From: at}) {
+			if c.Cut > at && !replaying {
+				return
+			}
+			n++
+			if (n == 1 && number%3 == 0 || n == 2+number%7 || replaying) && !yield(c) {
 				return
 			}
 		}

@@ -351,6 +351,9 @@ func (d *device) parts(version string) Parts {
 		Log:      slog.New(slog.NewTextHandler(d.t.Output(), nil)),
 		Memory:   memory, Checkpoint: every, MaxBegun: 3,
 	}
+	if d.state == "" || replaying { // thousands of crashes are too much to read
+		p.Log = slog.New(slog.NewTextHandler(d.t.Output(), nil))
+	}
 	if d.noLedger {
 		p.Ledger = nil
 	}
