@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -143,11 +144,14 @@ func compile(ctx context.Context, root, dir string) (programs, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return p, err
 	}
+	// The device program as it is shipped, so that the stories try what is shipped.
+	if out, err := exec.CommandContext(ctx, filepath.Join(root, ".ci", "updater.sh"), p.updater).CombinedOutput(); err != nil {
+		return p, fmt.Errorf("compile the device program: %w: %s", err, out)
+	}
 	for out, program := range map[string]string{
-		p.updater: "github.com/tandem-ota/tandem/updater/cmd/updater",
-		p.tiny:    tiny.Program,
-		p.init:    "github.com/tandem-ota/tandem/bootctl/cmd/init",
-		p.tandem:  "github.com/tandem-ota/tandem/updater/cmd/tandem",
+		p.tiny:   tiny.Program,
+		p.init:   "github.com/tandem-ota/tandem/bootctl/cmd/init",
+		p.tandem: "github.com/tandem-ota/tandem/updater/cmd/tandem",
 	} {
 		if err := tiny.Compile(ctx, out, program); err != nil {
 			return p, err

@@ -1,0 +1,51 @@
+# Everything works on a fresh Debian 12 machine, as root or with sudo: each target
+# first brings what it needs (make setup, which says what it installs).
+
+SHELL := /bin/bash
+SYSTEM ?= tiny
+STORY ?=
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test unit stories lint size bench image clean
+
+# The go command of the version in go.mod, fetched if the machine has none; as a
+# name on PATH, because tests and factory call it too.
+go = PATH="$$(dirname "$$(.ci/go.sh)"):$$PATH" go
+
+help:  ## this list
+	@echo "make TARGET"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo
+	@echo "  make demo SYSTEM=debian       with Debian 12 instead of the tiny system"
+	@echo "  make stories STORY=usb_stick  one story"
+
+setup:  ## installs what build, tests and lab need; says so first
+	@.ci/setup.sh
+
+demo: setup  ## boots a device in QEMU, updates it over MQTT, then sends it a release that hangs
+	@$(go) run ./tests/cmd/demo -system $(SYSTEM)
+
+test: setup  ## build, lint, unit tests, stories in QEMU, size; where the time went
+	@.ci/test.sh
+
+unit: setup  ## unit tests only
+	$(go) test -short -timeout 20m ./...
+
+stories: setup  ## the stories only (STORY=name for one)
+	$(go) test -v -count=1 -timeout 50m -parallel 2 -run 'TestStories/$(STORY)' ./tests
+
+lint: setup  ## form, vet, and the rules of this tree
+	@.ci/lint.sh
+
+size: setup  ## size of the device program on amd64 and arm64, against its budget
+	@.ci/size.sh
+
+bench: setup  ## figures: delta, writing, verification, transport
+	$(go) test -run '^$$' -bench . -benchmem -timeout 30m ./...
+
+image: setup  ## a disk image of the board qemu-x86_64 in build/image
+	$(go) build -o build/bin/tandem ./updater/cmd/tandem
+	$(go) run ./tests/factory/cmd/factory -o build/image -system $(SYSTEM)
+
+clean:  ## removes what was built; build/kernel, build/debian and .cache stay
+	rm -rf build/bin build/factory build/stories build/lab build/image build/*.log build/*.txt
+	$(go) clean -testcache
