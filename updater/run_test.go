@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/partition"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
@@ -483,4 +484,64 @@ func (d *device) powerOnUnchecked() *Updater {
 	u, err := New(d.parts(d.holds(bootctl.A)))
 	require.NoError(d.t, err)
 	return u
+}
+
+// When the watchdog's keeper says that the deadline is over, a trial is given up with
+// that as its reason; a system that is not on trial is only restarted.
+func TestExpired(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		require.NoError(t, u.Expired(context.DeadlineExceeded))
+		require.NotEmpty(t, d.rebooting)
+		require.Zero(t, d.ops())
+
+		require.NoError(t, d.install(u, "2.0.0", Options{}))
+		u = d.powerOn()
+		done := make(chan error)
+		go func() { done <- u.Resume(ctx) }()
+		time.Sleep(time.Second)
+		require.NoError(t, u.Expired(context.DeadlineExceeded))
+		require.NoError(t, <-done)
+		d.settled(d.start(), "1.0.0")
+		require.Equal(t, transport.ReasonDeadline, d.verdict().Reason)
+	})
+}
+
+// A slot that has rotted since it was written is found out by looking at all of it.
+func TestVerifySlot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		u := d.powerOn()
+		require.NoError(t, u.VerifySlot(ctx, bootctl.A))
+		require.NoError(t, u.VerifySlot(ctx, bootctl.B))
+		for _, disk := range []int{bootB, rootB} {
+			d := newDevice(t, "1.0.0", "0.9.0")
+			d.disks[disk].Flip(bootSize-1, 7)
+			u := d.powerOnUnchecked()
+			require.NoError(t, u.VerifySlot(ctx, bootctl.A))
+			require.Error(t, u.VerifySlot(ctx, bootctl.B))
+		}
+		d = newDevice(t, "1.0.0", "")
+		require.ErrorIs(t, d.powerOn().VerifySlot(ctx, bootctl.B), partition.ErrNoRecord)
+	})
+}
+
+// What the device says about itself, at each step of an update.
+func TestState(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		var phases []string
+		d.onReport = func(s transport.State) {
+			require.Equal(t, me, s.Device)
+			require.Len(t, s.Slots, 2)
+			line := s.Slot + " " + s.Phase + " " + s.Slots[0].Mark + "/" + s.Slots[1].Mark
+			if len(phases) == 0 || phases[len(phases)-1] != line {
+				phases = append(phases, line)
+			}
+		}
+		_, err := d.update("2.0.0", Options{})
+		require.NoError(t, err)
+		require.Equal(t, []string{"a armed ok/trial", "b trial ok/trial", "b idle ok/ok"}, phases)
+	})
 }
