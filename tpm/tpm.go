@@ -77,6 +77,16 @@ func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 // MarshalText makes a digest lower-case hex in JSON.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
+// UnmarshalText is the inverse of MarshalText.
+func (d *Digest) UnmarshalText(text []byte) error {
+	var sum Digest
+	if n, err := hex.Decode(sum[:], text[:min(len(text), 2*len(sum))]); err != nil || n != len(sum) || len(text) != 2*n {
+		return fmt.Errorf("not a SHA-256 digest in hex: %.80q", text)
+	}
+	*d = sum
+	return nil
+}
+
 // TPM is an open TPM 2.0. It is for use by one goroutine at a time.
 type TPM struct {
 	t     transport.TPM

@@ -3,6 +3,7 @@ package tpm
 import (
 	"crypto/sha1"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -221,3 +222,20 @@ func TestLostResponse(t *testing.T) {
 type transportFunc func([]byte) ([]byte, error)
 
 func (f transportFunc) Send(b []byte) ([]byte, error) { return f(b) }
+
+// What status prints as JSON, the command that asked for it can read; nothing else
+// passes for a digest.
+func TestDigestText(t *testing.T) {
+	want := Status{Register: &RegisterStatus{PCR: 14, Value: Digest{0xab, 31: 0xcd}}}
+	text, err := json.Marshal(want)
+	require.NoError(t, err)
+	require.Contains(t, string(text), `"value":"ab00`)
+	var have Status
+	require.NoError(t, json.Unmarshal(text, &have))
+	require.Equal(t, want, have)
+
+	whole := want.Register.Value.String()
+	for name, bad := range map[string]string{"empty": "", "short": whole[:62], "odd": whole[:63], "long": whole + "00", "no hex": "x" + whole[1:]} {
+		require.Error(t, new(Digest).UnmarshalText([]byte(bad)), name)
+	}
+}
