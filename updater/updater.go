@@ -270,8 +270,11 @@ func (u *Updater) setErr(err error) {
 	u.lastErr = err.Error()
 }
 
+// Rebooting begins the phase of the last progress before the machine goes down.
+const Rebooting = "rebooting"
+
 func (u *Updater) reboot(why string) error {
-	u.event("rebooting", why)
+	u.event(Rebooting, why)
 	u.p.Log.Info("rebooting", "why", why)
 	if err := u.p.Reboot(why); err != nil {
 		return fmt.Errorf("reboot: %w", err)

@@ -115,10 +115,18 @@ func change(ctx context.Context, verb string, stdout io.Writer, o options) error
 		}
 		request.Release = path
 	}
-	show := func(p transport.Progress) { printProgress(stdout, p, o.json) }
+	rebooting := false
+	show := func(p transport.Progress) {
+		rebooting = strings.HasPrefix(p.Phase, updater.Rebooting)
+		printProgress(stdout, p, o.json)
+	}
 	client, err := control.Dial(control.Socket)
 	if err == nil {
 		err = client.Do(ctx, verb, request, show)
+		// The agent may be gone before its last line is out; what was asked for is done.
+		if failure := (*control.Failure)(nil); rebooting && !errors.As(err, &failure) {
+			err = nil
+		}
 	} else if errors.Is(err, control.ErrNoAgent) && verb != "cancel" {
 		err = alone(ctx, verb, request, show)
 	}
