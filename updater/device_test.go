@@ -46,6 +46,7 @@ type device struct {
 	t     testing.TB
 	w     *world
 	disks []*disktest.Disk
+	sizes map[string]int64 // of partitions, by role
 	store *files
 	tuf   memoryStore
 	state string // of the crash that it comes from, for messages
@@ -205,7 +206,7 @@ func (w *world) partition(t testing.TB, role, version string) []byte {
 // onDisks is a machine around existing disks, switched off.
 func onDisks(t testing.TB, disks []*disktest.Disk) *device {
 	return &device{
-		t: t, w: theWorld(), disks: disks, store: &files{d: disks[dataDisk]}, tuf: memoryStore{}, linkUp: true,
+		t: t, w: theWorld(), disks: disks, sizes: map[string]int64{"boot": disks[bootA].Size(), "root": disks[rootA].Size()}, store: &files{d: disks[dataDisk]}, tuf: memoryStore{}, linkUp: true,
 		sick: map[string]string{}, hangs: map[string]string{}, noData: map[string]bool{}, ledger: map[string][32]byte{},
 	}
 }
@@ -373,9 +374,11 @@ type slots struct {
 
 type openPart struct {
 	*disktest.Disk
+	size  int64 // as a real partition, whose size can be asked for while it is written
 	close func()
 }
 
+func (o openPart) Size() int64  { return o.size }
 func (o openPart) Close() error { o.close(); return nil }
 
 // readOnly hides nothing but the right to write.
@@ -388,11 +391,11 @@ func (s *slots) Spare(role string) (Disk, error) {
 		return nil, errors.New("held")
 	}
 	s.held[role] = true
-	return openPart{s.d.part(s.d.slot.Other(), role), func() { s.held[role] = false }}, nil
+	return openPart{s.d.part(s.d.slot.Other(), role), s.d.sizes[role], func() { s.held[role] = false }}, nil
 }
 
 func (s *slots) Read(slot bootctl.Slot, role string) (Disk, error) {
-	return readOnly{openPart{s.d.part(slot, role), func() {}}}, nil
+	return readOnly{openPart{s.d.part(slot, role), s.d.sizes[role], func() {}}}, nil
 }
 
 // ledger notes each id once, as the TPM does, and outlives the power.

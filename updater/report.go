@@ -70,11 +70,13 @@ func (u *Updater) Last() *journal.Verdict { return u.journal().Last }
 
 // Cost returns what the update under way has moved so far; nil if there is none.
 func (u *Updater) Cost() *journal.Cost {
-	if j := u.journal(); j.Update != nil {
-		c := j.Update.Cost
-		return &c
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.j.Update == nil {
+		return nil
 	}
-	return nil
+	c := u.j.Update.Cost
+	return &c
 }
 
 // verdict translates how an update ended for the fleet.

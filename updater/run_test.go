@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -22,9 +23,17 @@ import (
 type fleet struct {
 	d     *device
 	wants chan transport.Want
-	// source changes what is served; nil serves the release that is asked for.
+	asked []manifest.Digest
+
+	mu     sync.Mutex
 	source func(*source)
-	asked  []manifest.Digest
+}
+
+// serves says what becomes of a source from now on; nil serves what is asked for.
+func (f *fleet) serves(change func(*source)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.source = change
 }
 
 func (f *fleet) Wants() <-chan transport.Want { return f.wants }
@@ -34,6 +43,8 @@ func (f *fleet) Source(digest manifest.Digest) Source {
 	if digest != "" {
 		f.asked = append(f.asked, digest)
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.source != nil && digest != "" {
 		f.source(src)
 	}
@@ -133,14 +144,14 @@ func TestRunTriesAgain(t *testing.T) {
 		f := newDevice(t, "1.0.0", "").follow()
 		var at []time.Duration
 		begin := time.Now()
-		f.source = func(s *source) {
+		f.serves(func(s *source) {
 			at = append(at, time.Since(begin).Round(time.Second))
 			if len(at) < 10 {
 				s.broken = syscall.ECONNREFUSED
 			} else if len(at) < 12 {
 				s.onRead = fails(syscall.EIO)
 			}
-		}
+		})
 		f.want(1, f.desired("2.0.0"))
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
@@ -246,11 +257,11 @@ func TestRunDoesNotLoop(t *testing.T) {
 func TestRunInstallsOnlyWhatIsWanted(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newDevice(t, "1.0.0", "").follow()
-		f.source = func(s *source) { s.r = f.w.by["4.0.0-full"] }
+		f.serves(func(s *source) { s.r = f.w.by["4.0.0-full"] })
 		f.want(1, f.desired("2.0.0"))
 		require.Empty(t, f.rebooting)
 		require.Nil(t, f.u.journal().Update)
-		f.source = nil
+		f.serves(nil)
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		f.stop()
@@ -263,11 +274,11 @@ func TestRunInstallsOnlyWhatIsWanted(t *testing.T) {
 func TestRunCancelled(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newDevice(t, "1.0.0", "").follow()
-		f.source = func(s *source) {
+		f.serves(func(s *source) {
 			s.onRead = func(manifest.Digest, int64, []byte) error { return f.u.Cancel() }
-		}
+		})
 		f.want(1, f.desired("2.0.0"))
-		f.source = nil
+		f.serves(nil)
 		time.Sleep(24 * time.Hour)
 		require.Empty(t, f.rebooting)
 		require.Len(t, f.boil(), 1)
@@ -543,5 +554,30 @@ func TestState(t *testing.T) {
 		_, err := d.update("2.0.0", Options{})
 		require.NoError(t, err)
 		require.Equal(t, []string{"a armed ok/trial", "b trial ok/trial", "b idle ok/ok"}, phases)
+	})
+}
+
+// Whoever looks on while an update goes on gets answers, and changes nothing. (What
+// this is about shows under the race detector.)
+func TestOnlookers(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		progress, end := u.Watch()
+		ctx, stop := context.WithCancel(ctx)
+		var looking sync.WaitGroup
+		looking.Go(func() {
+			for ctx.Err() == nil {
+				_, _, _ = u.State(), u.Cost(), u.Last()
+				u.Alive()
+			}
+		})
+		err := d.install(u, "2.0.0", Options{})
+		stop()
+		looking.Wait()
+		end()
+		require.NoError(t, err)
+		require.NotEmpty(t, progress)
+		d.settled(d.start(), "2.0.0")
 	})
 }
