@@ -37,6 +37,7 @@ type Keeper struct {
 
 	mu     sync.Mutex
 	checks []*Check
+	ended  bool      // Stop was called
 	trial  time.Time // zero: no trial
 	over   bool      // the trial's deadline was seen to pass
 }
@@ -47,6 +48,18 @@ type Check struct {
 	name     string
 	deadline time.Duration
 	last     time.Time
+}
+
+// ErrStopped means that Stop was called: the machine is on its way down, and the caller
+// of Run has nothing more to do.
+var ErrStopped = errors.New("no longer fed")
+
+// Stop ends the feeding for good. It is called when a reboot has been asked for, so
+// that one which hangs ends with the watchdog.
+func (k *Keeper) Stop() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ended = true
 }
 
 // NewKeeper returns a Keeper that feeds f by the clock now, as a rule time.Now.
@@ -116,6 +129,9 @@ func (k *Keeper) EndTrial() error {
 func (k *Keeper) Feed() error {
 	k.mu.Lock()
 	err := k.verdict(k.now())
+	if k.ended {
+		err = ErrStopped
+	}
 	k.mu.Unlock()
 	if err != nil {
 		return err

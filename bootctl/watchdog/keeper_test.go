@@ -168,3 +168,17 @@ func TestKeeperShutdown(t *testing.T) {
 	require.ErrorIs(t, k.Run(ctx, interval), cause)
 	require.Equal(t, fed, h.fed)
 }
+
+// Once a reboot has been asked for nothing is fed any more, however healthy the checks
+// look: a shutdown that hangs ends with the watchdog.
+func TestKeeperStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hw := newHardware()
+		k := NewKeeper(hw, time.Now)
+		k.Register("loop", time.Hour)
+		require.NoError(t, k.Feed())
+		k.Stop()
+		require.ErrorIs(t, k.Feed(), ErrStopped)
+		require.ErrorIs(t, k.Run(t.Context(), time.Second), ErrStopped)
+	})
+}

@@ -85,6 +85,7 @@ func Serve(ctx context.Context, path string, h Handler) error {
 	server := &http.Server{
 		Handler:           routes(ctx, h),
 		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       10 * time.Second, // whoever only holds connections open must not take all descriptors
 		MaxHeaderBytes:    16 << 10,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, peer{}, uid(c))

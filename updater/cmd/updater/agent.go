@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -58,23 +57,16 @@ func agent(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	feeder, every, err := d.feeder(log)
+	feeder, every := d.feeder(log)
+	// Without a watchdog too there is a Keeper: it ends a trial at its deadline.
+	d.keeper = watchdog.NewKeeper(&patient{f: feeder, log: log}, time.Now)
+	core, err := d.core(link, d.keeper)
 	if err != nil {
 		return err
 	}
-	var keeper *watchdog.Keeper
-	if feeder != nil {
-		keeper = watchdog.NewKeeper(feeder, time.Now)
-	}
-	core, err := d.core(link, keeper)
-	if err != nil {
-		return err
-	}
-	if keeper != nil {
-		loop := keeper.Register("main loop", aliveTime)
-		go beat(ctx, core, loop)
-		go guard(ctx, keeper, every, core, log)
-	}
+	loop := d.keeper.Register("main loop", aliveTime)
+	go beat(ctx, core, loop)
+	go guard(ctx, d.keeper, every, core, log)
 	s := &service{device: d, core: core, link: fleet.status}
 	go func() {
 		if err := control.Serve(ctx, control.Socket, s); ctx.Err() == nil {
@@ -115,7 +107,7 @@ func beat(ctx context.Context, core *updater.Updater, loop *watchdog.Check) {
 // written down and the machine restarts; if that hangs too, the watchdog does it.
 func guard(ctx context.Context, keeper *watchdog.Keeper, every time.Duration, core *updater.Updater, log *slog.Logger) {
 	err := keeper.Run(ctx, every)
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || errors.Is(err, watchdog.ErrStopped) {
 		return
 	}
 	log.Error("watchdog is no longer fed", "err", err)
@@ -124,38 +116,74 @@ func guard(ctx context.Context, keeper *watchdog.Keeper, every time.Duration, co
 	}
 }
 
-// feeder is what the Keeper feeds: the watchdog, handed over by the first program or
-// opened here, or systemd where that owns it. nil means that there is none.
-func (d *device) feeder(log *slog.Logger) (watchdog.Feeder, time.Duration, error) {
+// feeder is what the Keeper feeds and how often: the watchdog, handed over by the first
+// program or opened here, or systemd where that owns it. A device that runs without
+// its watchdog must be heard of, not bricked: then nothing is fed, and status says so.
+func (d *device) feeder(log *slog.Logger) (watchdog.Feeder, time.Duration) {
 	w := d.parts.Board.Watchdog
 	if d.config.Watchdog == "systemd" {
 		usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64)
 		if err != nil || usec <= 0 {
-			return nil, 0, errors.New("device.json leaves the watchdog to systemd, but the unit has no WatchdogSec=")
+			log.Error("device.json leaves the watchdog to systemd, but the unit has no WatchdogSec=")
+			return nobody{}, aliveEvery
 		}
-		return systemd{}, time.Duration(usec) * time.Microsecond / 4, nil
+		return systemd{}, time.Duration(usec) * time.Microsecond / 4
 	}
 	if w.Kind == "none" || w.Kind == "" {
-		return nil, 0, nil
+		return nobody{}, aliveEvery
 	}
-	var dog *watchdog.Device
-	var err error
-	if fd, bad := strconv.Atoi(os.Getenv("WATCHDOG_FD")); bad == nil {
-		dog, err = watchdog.FromFD(fd)
-	} else {
-		dog, err = watchdog.Open(w.Device)
-	}
+	dog, err := openWatchdog(w.Device)
 	if err != nil {
-		// A device that runs without its watchdog must be heard of, not bricked.
 		log.Error("NO WATCHDOG guards this device", "err", err)
-		return nil, 0, nil
+		return nobody{}, aliveEvery
 	}
 	timeout, err := dog.SetTimeout(time.Duration(w.TimeoutSeconds) * time.Second)
 	if err != nil {
-		return nil, 0, fmt.Errorf("watchdog: %w", err)
+		log.Error("watchdog keeps the time-out it has", "err", err)
+		if timeout, err = dog.Timeout(); err != nil || timeout <= 0 {
+			timeout = 4 * aliveEvery
+		}
 	}
 	log.Info("watchdog", "identity", dog.Identity(), "timeout", timeout)
-	return dog, timeout / 4, nil
+	return dog, timeout / 4
+}
+
+// openWatchdog takes over the descriptor that the first program left open; if that is
+// gone (systemd closes it, the timer runs on), it opens the device.
+func openWatchdog(path string) (*watchdog.Device, error) {
+	if fd, err := strconv.Atoi(os.Getenv("WATCHDOG_FD")); err == nil {
+		if dog, err := watchdog.FromFD(fd); err == nil {
+			return dog, nil
+		}
+	}
+	return watchdog.Open(path)
+}
+
+// nobody is fed where there is no watchdog.
+type nobody struct{}
+
+func (nobody) Feed() error { return nil }
+
+// patient survives a feeding that fails once or twice, as while systemd executes itself
+// anew: it is fed four times per time-out, so the third failure is the last chance to
+// say why.
+type patient struct {
+	f      watchdog.Feeder
+	log    *slog.Logger
+	failed int
+}
+
+func (p *patient) Feed() error {
+	err := p.f.Feed()
+	if err == nil {
+		p.failed = 0
+		return nil
+	}
+	if p.failed++; p.failed >= 3 {
+		return err
+	}
+	p.log.Warn("watchdog not fed", "err", err)
+	return nil
 }
 
 // systemd is fed by a message to the service manager (sd_notify(3)).
@@ -188,7 +216,21 @@ func (f fleet) Wants() <-chan transport.Want {
 	return f.link.Wants()
 }
 
-func (f fleet) Source(d manifest.Digest) updater.Source { return f.link.Source(d) }
+func (f fleet) Source(d manifest.Digest) updater.Source {
+	if f.link == nil {
+		return noSource{}
+	}
+	return f.link.Source(d)
+}
+
+// noSource is where a device gets releases from that has no link.
+type noSource struct{}
+
+func (noSource) Manifest(context.Context) ([]byte, error)         { return nil, mqtt.ErrDown }
+func (noSource) Metadata(context.Context, string) ([]byte, error) { return nil, mqtt.ErrDown }
+func (noSource) ReadRange(context.Context, manifest.Digest, int64, []byte) (int, error) {
+	return 0, mqtt.ErrDown
+}
 
 // linkStatus is what status says about the link.
 type linkStatus struct {

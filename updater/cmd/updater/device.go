@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -8,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +35,9 @@ const (
 	configDir = "/etc/tandem"
 	dataDir   = "/data/tandem"
 	lockPath  = "/run/tandem/install.lock"
+
+	// tpmFresh is how long an answer of the TPM is good for.
+	tpmFresh = 2 * time.Second
 )
 
 // errNoDevice means that the program does not run on a device that Tandem started.
@@ -83,10 +89,17 @@ type device struct {
 	log    *slog.Logger
 	tail   func() []string
 
-	tpm    *tpm.TPM
-	tpmErr error
-	ledger *tpm.Ledger
-	ledlog *tpm.FileLog
+	keeper *watchdog.Keeper // nil unless this is the agent
+
+	// One goroutine at a time may ask the TPM; what it said is kept for a moment, so
+	// that nobody can keep it busy by asking for the status.
+	tpmLock sync.Mutex
+	tpmSaid tpm.Status
+	tpmWhen time.Time
+	tpm     *tpm.TPM
+	tpmErr  error
+	ledger  *tpm.Ledger
+	ledlog  *tpm.FileLog
 }
 
 // open finds everything that a device has. readOnly leaves the boot record to others.
@@ -140,12 +153,38 @@ func (d *device) openTrust() error {
 		return fmt.Errorf("TUF root: %w", err)
 	}
 	store := filepath.Join(dataDir, "tuf")
-	if err := os.MkdirAll(store, 0o700); err != nil {
-		return err
+	if err = os.MkdirAll(store, 0o700); err == nil {
+		d.tuf, err = trust.Open(trust.Dir(store), anchor)
 	}
-	if d.tuf, err = trust.Open(trust.Dir(store), anchor); err != nil {
+	if err != nil {
+		// A broken data partition must not take the agent down, and the device with
+		// it: what was kept is fetched again, and forgotten at the next start.
+		d.log.Error("stored TUF metadata", "err", err)
+		d.tuf, err = trust.Open(memory{}, anchor)
+	}
+	if err != nil {
 		return fmt.Errorf("TUF root: %w", err)
 	}
+	return nil
+}
+
+// memory is a trust.Store for a device that cannot keep anything.
+type memory map[string][]byte
+
+func (m memory) Get(name string) ([]byte, error) {
+	if data, ok := m[name]; ok {
+		return data, nil
+	}
+	return nil, fs.ErrNotExist
+}
+
+func (m memory) Put(name string, data []byte) error {
+	m[name] = bytes.Clone(data)
+	return nil
+}
+
+func (m memory) Delete(name string) error {
+	delete(m, name)
 	return nil
 }
 
@@ -206,7 +245,7 @@ func (d *device) core(link updater.Link, keeper *watchdog.Keeper) (*updater.Upda
 		Log: d.log, TPM: d.tpmReport,
 	}
 	if d.ledger != nil {
-		p.Ledger = ledger{d.ledger, d.log}
+		p.Ledger = ledger{d}
 	}
 	u, err := updater.New(p)
 	if err != nil {
@@ -228,10 +267,7 @@ func (s slots) Read(slot bootctl.Slot, role string) (updater.Disk, error) {
 }
 
 // ledger enters installs in the TPM's ledger.
-type ledger struct {
-	l   *tpm.Ledger
-	log *slog.Logger
-}
+type ledger struct{ d *device }
 
 // Install implements updater.Ledger. A ledger whose log does not lead to what the TPM
 // holds is reported in every status; it must not keep a device from its updates.
@@ -242,9 +278,12 @@ func (l ledger) Install(id string, digest [32]byte) error {
 		return fmt.Errorf("attempt %q is no id", id)
 	}
 	copy(attempt[:], raw)
-	err = l.l.Add(digest, attempt)
+	l.d.tpmLock.Lock()
+	defer l.d.tpmLock.Unlock()
+	l.d.tpmWhen = time.Time{}
+	err = l.d.ledger.Add(digest, attempt)
 	if errors.Is(err, tpm.ErrLedgerMismatch) {
-		l.log.Error("install not entered in the TPM's ledger", "err", err)
+		l.d.log.Error("install not entered in the TPM's ledger", "err", err)
 		return nil
 	}
 	return err
@@ -279,6 +318,15 @@ func migrate(ctx context.Context, hook, phase string, from, to int) error {
 
 // tpmStatus is what the TPM proves.
 func (d *device) tpmStatus() tpm.Status {
+	d.tpmLock.Lock()
+	defer d.tpmLock.Unlock()
+	if d.tpmWhen.IsZero() || time.Since(d.tpmWhen) > tpmFresh {
+		d.tpmSaid, d.tpmWhen = d.askTPM(), time.Now()
+	}
+	return d.tpmSaid
+}
+
+func (d *device) askTPM() tpm.Status {
 	pcr := 0
 	if t := d.parts.Board.TPM; t != nil {
 		pcr = t.PCR
@@ -317,9 +365,14 @@ func (d *device) reboot(why string) error {
 	if err != nil {
 		d.log.Warn("reason of the reboot not written down", "err", err)
 	}
+	if d.keeper != nil {
+		// From here on a shutdown that hangs ends with the watchdog.
+		d.keeper.Stop()
+	}
 	go func() {
 		time.Sleep(rebootGrace)
-		unix.Sync()
+		go unix.Sync() // which never returns on a disk that is gone
+		time.Sleep(syncGrace)
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	}()
 	return runHook(context.Background(), "reboot")

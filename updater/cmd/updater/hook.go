@@ -16,6 +16,7 @@ const (
 	// rebootGrace is how long an orderly shutdown may take before the kernel is asked
 	// directly. The watchdog, no longer fed by then, is behind that.
 	rebootGrace = 40 * time.Second
+	syncGrace   = 5 * time.Second
 )
 
 // runHook runs a program of the running system to its end. Its output goes to our log.

@@ -29,12 +29,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
+
+	"github.com/tandem-ota/tandem/updater/control"
 )
 
 func main() {
@@ -43,6 +47,9 @@ func main() {
 	stop()
 	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return
+	}
+	if slices.Contains(os.Args, "-json") || slices.Contains(os.Args, "--json") {
+		_ = json.NewEncoder(os.Stdout).Encode(control.Line{Error: err.Error(), Code: codeOf(err)})
 	}
 	fmt.Fprintln(os.Stderr, "updater:", err)
 	if hint := hintFor(err); hint != "" {

@@ -47,7 +47,7 @@ func (s *service) Status(context.Context) (any, error) {
 	d := s.device
 	st := Status{
 		State: s.core.State(), Boot: d.boot, Trust: d.parts.Board.Trust.Root, Cost: s.core.Cost(), Last: s.core.Last(),
-		TPM: d.tpmStatus(), Memory: memory(),
+		TPM: d.tpmStatus(), Memory: readMemory(),
 	}
 	for _, l := range d.parts.Store.Copies() {
 		c := Copy{Name: l.Name, Newest: l.Newest, Record: l.Content.Record.String()}
@@ -62,8 +62,8 @@ func (s *service) Status(context.Context) (any, error) {
 	return st, nil
 }
 
-// memory reads what this process takes.
-func memory() Memory {
+// readMemory reads what this process takes.
+func readMemory() Memory {
 	data, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return Memory{}
