@@ -529,6 +529,11 @@ func (d *device) settled(u *Updater, version string) {
 	require.Empty(d.t, r.Trying, "%s: %s", d.state, r)
 	j := u.journal()
 	require.Nil(d.t, j.Update, "%s", d.state)
+	for _, slot := range []bootctl.Slot{bootctl.A, bootctl.B} {
+		if v := d.holds(slot); v != "" && r.Mark(slot) == bootctl.OK {
+			require.GreaterOrEqual(d.t, d.w.by[v].m.Epoch, j.EpochFloor, "%s: slot %s may boot and is below the floor", d.state, slot)
+		}
+	}
 	require.Contains(d.t, []State{"", Idle}, State(j.State), "%s", d.state)
 }
 
