@@ -143,7 +143,7 @@ func (s *story) newDevice(ts *testscript.TestScript, args []string) error {
 func boots(ts *testscript.TestScript, d *qemu.Device, slot, version string) error {
 	h, err := d.WaitBoot(of(ts).ctx, bootLimit)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w\n%s", err, of(ts).jobs.ended())
 	}
 	if h.Slot != slot || h.Version != version {
 		return fmt.Errorf("slot %s booted with version %s, want slot %s with %s", h.Slot, h.Version, slot, version)
