@@ -60,7 +60,7 @@ func TestStories(t *testing.T) {
 		Setup: func(env *testscript.Env) error { return setUp(env, f, root) },
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"device": deviceCmd, "guest": guestCmd, "release": releaseCmd, "broker": brokerCmd, "mqtt": mqttCmd,
-			"bootenv": bootenvCmd, "part": partCmd, "tpm": tpmCmd, "await": awaitCmd,
+			"bootenv": bootenvCmd, "part": partCmd, "tpm": tpmCmd, "await": awaitCmd, "memory": memoryCmd,
 		},
 		RequireUniqueNames: true,
 	})
@@ -190,6 +190,24 @@ func (j *jobs) start(name string, run func() (qemu.Result, error)) error {
 		end <- jobEnd{res, err}
 	}()
 	return nil
+}
+
+// ended says how the jobs ended that nobody waited for yet: what a story needs to
+// tell when the machine does not do what a job should have made it do.
+func (j *jobs) ended() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var b strings.Builder
+	for name, end := range j.end {
+		select {
+		case e := <-end:
+			fmt.Fprintf(&b, "job %s ended with exit code %d (%v)\n%s%s", name, e.res.Code, e.err, e.res.Stdout, e.res.Stderr)
+			end <- e
+		default:
+			fmt.Fprintf(&b, "job %s still runs\n", name)
+		}
+	}
+	return b.String()
 }
 
 func (j *jobs) wait(name string) (qemu.Result, error) {
