@@ -21,6 +21,7 @@ import (
 type broker struct {
 	home  string
 	port  string
+	kind  string // "" or "mosquitto"
 	stops []func()
 }
 
@@ -34,8 +35,10 @@ func (b *broker) stop() {
 	b.stops = nil
 }
 
-// broker start runs `tandem broker`, on the port that it had before if it was
-// stopped, and sets PORT. The folder is $WORK/broker.
+// broker start [mosquitto] runs `tandem broker`, or mosquitto with the shipped
+// configuration and our block server beside it, on the port that it had before if
+// it was stopped. It sets PORT, and DESK to the folder that publishes. The
+// broker's folder is $WORK/broker.
 //
 // broker stop kills it.
 //
@@ -49,9 +52,13 @@ func brokerCmd(ts *testscript.TestScript, neg bool, args []string) {
 	case "start":
 		if s.broker == nil {
 			s.broker = &broker{home: ts.MkAbs("broker"), port: "0"}
+			if len(args) == 2 && args[1] == "mosquitto" {
+				s.broker.kind = args[1]
+			}
 		}
 		ts.Check(s.broker.start(s))
 		ts.Setenv("PORT", s.broker.port)
+		ts.Setenv("DESK", s.broker.desk("publish"))
 	case "stop":
 		s.broker.stop()
 	case "enroll":
@@ -81,9 +88,20 @@ func (s *story) port(ts *testscript.TestScript) string {
 // tandem is the desk program.
 func (s *story) tandem() string { return filepath.Join(s.factory.Bin(), "tandem") }
 
+// desk is the provisioning folder of one of the desk's tools.
+func (b *broker) desk(tool string) string {
+	if b.kind == "mosquitto" {
+		return filepath.Join(b.home, "devices", "desk-"+tool)
+	}
+	return filepath.Join(b.home, "desk")
+}
+
 func (b *broker) start(s *story) error {
 	if len(b.stops) > 0 {
 		return fmt.Errorf("the broker runs already")
+	}
+	if b.kind == "mosquitto" && b.port != "0" {
+		return b.mosquitto(s)
 	}
 	line, stop, err := s.service("broker", regexp.MustCompile(`listening on (tls://\S+),`), s.tandem(),
 		"broker", "-init", "-v", "-home", b.home, "-listen", "127.0.0.1:"+b.port, "-host", "10.0.2.2")
@@ -96,6 +114,45 @@ func (b *broker) start(s *story) error {
 		return err
 	}
 	b.port = u.Port()
+	if b.kind != "mosquitto" {
+		return nil
+	}
+	// It has made the certificates and found a port; now the other one has it.
+	b.stop()
+	for _, tool := range []string{"blocks", "publish", "watch"} {
+		out, err := exec.CommandContext(s.ctx, s.tandem(), "broker", "enroll", "-desk", "-home", b.home, "-url", "tls://127.0.0.1:"+b.port, "desk-"+tool).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("enroll %s: %w: %s", tool, err, out)
+		}
+	}
+	return b.mosquitto(s)
+}
+
+// mosquitto runs Debian's broker with transport/mosquitto.conf.
+func (b *broker) mosquitto(s *story) error {
+	for _, name := range []string{"mosquitto.conf", "mosquitto.acl"} {
+		text, err := os.ReadFile(filepath.Join("..", "transport", name))
+		if err != nil {
+			return err
+		}
+		conf := strings.ReplaceAll(string(text), "HOME/", b.home+"/")
+		// It would give up the rights to read the keys, which are the test's own.
+		conf = strings.Replace(conf, "listener 8883", "user root\nlistener "+b.port+" 127.0.0.1", 1)
+		if err := os.WriteFile(filepath.Join(b.home, name), []byte(conf), 0o600); err != nil {
+			return err
+		}
+	}
+	_, stop, err := s.service("mosquitto", regexp.MustCompile(`mosquitto version .* running`), "mosquitto", "-v", "-c", filepath.Join(b.home, "mosquitto.conf"))
+	if err != nil {
+		return err
+	}
+	b.stops = append(b.stops, stop)
+	_, stop, err = s.service("blocks", regexp.MustCompile(`serving .* on `), s.tandem(),
+		"broker", "-home", b.home, "-connect", "tls://127.0.0.1:"+b.port, "-desk", b.desk("blocks"), "-store", filepath.Join(b.home, "store"))
+	if err != nil {
+		return err
+	}
+	b.stops = append(b.stops, stop)
 	return nil
 }
 
@@ -165,9 +222,12 @@ func mqttCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	re, err := regexp.Compile(args[2])
 	ts.Check(err)
-	desk := filepath.Join(s.broker.home, "desk")
-	m, stop, err := s.service("mosquitto_sub", re, "mosquitto_sub", "-h", "127.0.0.1", "-p", s.broker.port, "-q", "1", "-i", "desk-story",
-		"-u", "desk-story", "--cafile", filepath.Join(desk, "ca.pem"), "--cert", filepath.Join(desk, "client.pem"), "--key", filepath.Join(desk, "client-key.pem"), "-t", args[1])
+	desk, id := s.broker.desk("watch"), "story"
+	if s.broker.kind == "mosquitto" {
+		id = "watch" // the certificate's name is the client id
+	}
+	m, stop, err := s.service("mosquitto_sub", re, "mosquitto_sub", "-h", "127.0.0.1", "-p", s.broker.port, "-q", "1", "-i", "desk-"+id,
+		"--cafile", filepath.Join(desk, "ca.pem"), "--cert", filepath.Join(desk, "client.pem"), "--key", filepath.Join(desk, "client-key.pem"), "-t", args[1])
 	ts.Check(err)
 	stop()
 	fmt.Fprintln(ts.Stdout(), m[0])
