@@ -18,6 +18,11 @@ var (
 	ErrBusy = errors.New("another installation is running")
 	// ErrCancelled means that an operator gave the installation up.
 	ErrCancelled = errors.New("installation cancelled")
+	// ErrSuperseded means that the fleet asked for another release meanwhile.
+	ErrSuperseded = errors.New("another release was asked for instead")
+	// ErrRebooting means that the machine is on its way down, and that nothing is
+	// begun any more. Ask again after the restart.
+	ErrRebooting = errors.New("the machine is restarting")
 	// ErrNotInstalling means that there is nothing to cancel.
 	ErrNotInstalling = errors.New("no installation is running")
 

@@ -204,6 +204,9 @@ func (u *Updater) Rollback(ctx context.Context, force bool) error {
 		return err
 	}
 	defer unlock()
+	if u.down() {
+		return ErrRebooting
+	}
 	if record, err = u.p.Record.Load(); err != nil {
 		return fmt.Errorf("boot record: %w", err)
 	}

@@ -28,58 +28,133 @@ const (
 	retryMost  = 10 * time.Minute
 )
 
+// metadataTime bounds one update of the TUF metadata, which is a few files of some
+// kilobytes. Whoever asks for it next has to wait for it.
+const metadataTime = 2 * time.Minute
+
 // Run follows the desired state until ctx ends. The state is level, not edge: whatever
 // interrupted the last attempt, the device goes on until it runs what it should, or
 // knows that it will not.
+//
+// It listens while it installs: who asked for a release must be able to ask for another
+// one before the first has come over a slow link.
 func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 	u.report()
-	rest := retryFirst
-	var again <-chan time.Time
+	var (
+		unheard    *transport.Want // a statement that could not be accepted yet
+		hear, work = pause{}, pause{}
+		doing      attempt
+	)
 	if u.pending() != nil {
-		again = time.After(0)
+		work.now()
 	}
 	for {
 		select {
 		case <-ctx.Done():
+			if doing.ended != nil {
+				<-doing.ended // it has the same ctx, and keeps its place
+			}
 			return context.Cause(ctx)
 		case want := <-fleet.Wants():
-			changed, err := u.accept(ctx, fleet, want)
+			unheard = &want
+			hear.now()
+		case <-hear.c:
+			hear.c = nil
+			err := u.accept(ctx, fleet, *unheard)
 			if err != nil {
 				u.setErr(err)
 				u.p.Log.Warn("statement not accepted", "err", err)
 				u.report()
+				if !errors.Is(err, errStatement) {
+					hear.later()
+					continue
+				}
 			}
-			if changed || (err == nil && u.pending() != nil) {
-				rest, again = retryFirst, time.After(0)
+			unheard = nil
+			switch want := u.journal().Want; {
+			case err != nil:
+			case doing.ended == nil:
+				u.abandon()
+				work.now()
+			case want.Manifest != doing.want.Manifest:
+				doing.stop(ErrSuperseded)
 			}
-		case <-again:
-			again = nil
+		case <-work.c:
+			work.c = nil
 			want := u.pending()
 			if want == nil {
 				continue
 			}
-			o := Options{Force: want.Force, Online: true, Full: want.Full, Counter: want.Counter, Manifest: want.Manifest}
-			err := u.Install(ctx, fleet.Source(want.Manifest), o)
-			if err == nil || ctx.Err() != nil {
-				continue
-			}
-			if errors.Is(err, ErrInstalled) {
+			doing = u.attempt(ctx, fleet, *want)
+		case err := <-doing.ended:
+			doing.ended = nil
+			doing.stop(nil)
+			switch want := u.journal().Want; {
+			case err == nil || ctx.Err() != nil:
+			case want == nil || want.Counter != doing.want.Counter:
+				work.now() // it was another that failed, or the same under other conditions
+			case errors.Is(err, ErrInstalled):
 				u.report()
-				continue
+			case u.refuse(doing.want, err):
+			default:
+				rest := work.later()
+				u.p.Log.Warn("installation interrupted, trying again later", "err", err, "after", rest)
 			}
-			if u.refuse(*want, err) {
-				continue
-			}
-			u.p.Log.Warn("installation interrupted, trying again later", "err", err, "after", rest)
-			again, rest = time.After(rest), min(2*rest, retryMost)
 		}
 	}
+}
+
+// attempt is one installation for the fleet.
+type attempt struct {
+	want  journal.Want
+	ended chan error // nil when there is none, or its end was heard
+	stop  context.CancelCauseFunc
+}
+
+func (u *Updater) attempt(ctx context.Context, fleet Fleet, want journal.Want) attempt {
+	ctx, stop := context.WithCancelCause(ctx)
+	a := attempt{want: want, ended: make(chan error, 1), stop: stop}
+	go func() {
+		o := Options{Force: want.Force, Online: true, Full: want.Full, Counter: want.Counter, Manifest: want.Manifest}
+		a.ended <- u.Install(ctx, fleet.Source(want.Manifest), o)
+	}()
+	return a
+}
+
+// pause is a time-out that grows with every use, until something new happens.
+type pause struct {
+	c    <-chan time.Time // nil while nothing is to be done
+	next time.Duration
+}
+
+// now ends the pause and begins the series anew.
+func (p *pause) now() { p.c, p.next = time.After(0), retryFirst }
+
+// later waits longer than the last time, and returns how long.
+func (p *pause) later() time.Duration {
+	rest := max(p.next, retryFirst)
+	p.c, p.next = time.After(rest), min(2*rest, retryMost)
+	return rest
+}
+
+// abandon gives up an installation that was interrupted, and that the desired state no
+// longer asks for. One whose trial is armed already is not touched.
+func (u *Updater) abandon() {
+	if !u.busy.TryLock() {
+		return // somebody is at it, by hand
+	}
+	defer u.busy.Unlock()
+	j := u.journal()
+	if j.Update == nil || j.Want == nil || j.Update.Manifest == j.Want.Manifest || State(j.State) != Writing && State(j.State) != Written {
+		return
+	}
+	u.conclude(transport.Failed, "superseded", "", "release "+j.Want.Version+" was asked for instead")
 }
 
 // pending is the desired state that this device has not reached and may still reach.
 func (u *Updater) pending() *journal.Want {
 	j := u.journal()
-	if j.Want == nil || j.Want.Refused != "" || j.Want.Manifest == u.running.Digest {
+	if u.down() || j.Want == nil || j.Want.Refused != "" || j.Want.Manifest == u.running.Digest {
 		return nil
 	}
 	if _, failed := j.FailedBefore(j.Want.Manifest); failed && !j.Want.Force {
@@ -88,36 +163,35 @@ func (u *Updater) pending() *journal.Want {
 	return j.Want
 }
 
-// accept verifies a statement and makes it the desired state. changed is false for the
-// one that is known already, which a broker repeats on every connection.
-func (u *Updater) accept(ctx context.Context, fleet Fleet, want transport.Want) (changed bool, err error) {
-	fetch, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	j := u.journal()
-	// Who may make statements is in the TUF metadata, which is fetched first: keys
-	// may have been changed since. Without fresh metadata the keys known so far count.
-	u.tuf.Lock()
-	if err := u.p.TUF.Update(fetch, fleet.Source(""), trust.Options{Online: true, Now: u.trusted()}); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		u.p.Log.Warn("TUF metadata not updated", "err", err)
-	}
-	keys, err := u.p.TUF.StatementKeys()
-	u.tuf.Unlock()
+// errStatement means that a statement will never be acted on, whatever changes. Any
+// other error of accept may pass: the keys are not here yet, the disk is full, its time
+// has not come. The link delivers a statement once, so it is kept and tried again.
+var errStatement = errors.New("statement refused")
+
+// accept verifies a statement and makes it the desired state. The one that is known
+// already, which a broker repeats on every connection, changes nothing.
+func (u *Updater) accept(ctx context.Context, fleet Fleet, want transport.Want) error {
+	keys, fresh, err := u.speakers(ctx, fleet)
 	if err != nil {
-		return false, fmt.Errorf("keys for statements: %w", err)
+		return fmt.Errorf("keys for statements: %w", err)
 	}
-	s, err := trust.VerifyStatement(want.Statement, keys, u.p.Device, u.trusted(), j.Counter)
+	s, err := trust.VerifyStatement(want.Statement, keys, u.p.Device, u.trusted(), u.journal().Counter)
 	if errors.Is(err, trust.ErrReplayed) {
-		return false, nil
+		return nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("statement: %w", err)
+		unsigned := errors.Is(err, trust.ErrSignature) || errors.Is(err, trust.ErrThreshold)
+		if errors.Is(err, trust.ErrNotYet) || unsigned && !fresh {
+			return fmt.Errorf("statement: %w", err)
+		}
+		return fmt.Errorf("%w: %w", errStatement, err)
 	}
 	if s.Kind != transport.KindDesired {
-		return false, fmt.Errorf("statement of unknown kind %q", s.Kind)
+		return fmt.Errorf("%w: unknown kind %q", errStatement, s.Kind)
 	}
 	d, err := transport.ParseDesired(s.Body)
 	if err != nil {
-		return false, fmt.Errorf("statement: %w", err)
+		return fmt.Errorf("%w: %w", errStatement, err)
 	}
 	// Counter and want in one write: a counter that is ahead would make the device
 	// deaf to a statement that it never acted on.
@@ -125,13 +199,33 @@ func (u *Updater) accept(ctx context.Context, fleet Fleet, want transport.Want) 
 		j.Counter = s.Counter
 		j.TimeFloor = max(j.TimeFloor, s.Issued.Unix())
 		j.Want = &journal.Want{Manifest: manifest.Digest(d.Manifest), Version: d.Version, Force: d.Force, Full: d.Full, Counter: s.Counter}
+		if j.Update != nil && j.Update.Manifest == j.Want.Manifest {
+			j.Update.Counter = s.Counter // whose verdict it will be
+		}
 	})
 	if err != nil {
-		return false, err
+		return err
 	}
 	u.event("wanted", fmt.Sprintf("release %s, statement %d", d.Version, s.Counter))
 	u.report()
-	return true, nil
+	return nil
+}
+
+// speakers returns the keys that may sign statements. They are in the TUF metadata,
+// which is fetched first: they may have been changed since. Without fresh metadata the
+// keys known so far count; what these do not hold may still be signed by newer ones.
+func (u *Updater) speakers(ctx context.Context, fleet Fleet) (keys trust.KeySet, fresh bool, err error) {
+	u.tuf.Lock()
+	defer u.tuf.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, metadataTime)
+	defer cancel()
+	err = u.p.TUF.Update(ctx, fleet.Source(""), trust.Options{Online: true, Now: u.trusted()})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		u.p.Log.Warn("TUF metadata not updated", "err", err)
+	}
+	fresh = err == nil
+	keys, err = u.p.TUF.StatementKeys()
+	return keys, fresh, err
 }
 
 // refuse ends a desired state that this device will never reach, with a verdict.

@@ -27,6 +27,7 @@ type fleet struct {
 
 	mu     sync.Mutex
 	source func(*source)
+	deaf   bool // no metadata yet
 }
 
 // serves says what becomes of a source from now on; nil serves what is asked for.
@@ -47,6 +48,9 @@ func (f *fleet) Source(digest manifest.Digest) Source {
 	defer f.mu.Unlock()
 	if f.source != nil && digest != "" {
 		f.source(src)
+	}
+	if f.deaf {
+		return deaf{src}
 	}
 	return src
 }
@@ -507,7 +511,7 @@ func TestExpired(t *testing.T) {
 		require.NotEmpty(t, d.rebooting)
 		require.Zero(t, d.ops())
 
-		require.NoError(t, d.install(u, "2.0.0", Options{}))
+		require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
 		u = d.powerOn()
 		done := make(chan error)
 		go func() { done <- u.Resume(ctx) }()

@@ -52,6 +52,7 @@ type Updater struct {
 	stopChecks context.CancelFunc
 	lastErr    string
 	alarm      string
+	rebooting  bool   // a restart was asked for
 	sequence   uint64 // of events in this boot
 	meter      meter
 	watchers   map[chan transport.Progress]struct{}
@@ -120,12 +121,17 @@ func (u *Updater) Install(ctx context.Context, src Source, o Options) (err error
 		return err
 	}
 	defer unlock()
+	if u.down() {
+		return ErrRebooting
+	}
 	ctx, done := u.cancellable(ctx)
 	defer done()
 	defer func() {
 		// Before the first byte is written too: who asks must not take it for a link that broke.
-		if err != nil && context.Cause(ctx) == ErrCancelled && !errors.Is(err, ErrCancelled) {
-			err = fmt.Errorf("%w: %w", ErrCancelled, err)
+		for _, why := range []error{ErrCancelled, ErrSuperseded} {
+			if err != nil && context.Cause(ctx) == why && !errors.Is(err, why) {
+				err = fmt.Errorf("%w: %w", why, err)
+			}
 		}
 	}()
 
@@ -189,13 +195,16 @@ func (u *Updater) Cancel() error {
 
 // interrupted files an installation that did not get to its trial. One that was
 // merely interrupted (the link, the power, a signal) keeps its place; one that was
-// cancelled or cannot succeed is given up and reported.
+// cancelled, is no longer wanted or cannot succeed is given up and reported.
 func (u *Updater) interrupted(ctx context.Context, rel release, err error) error {
 	u.setErr(err)
 	switch {
 	case errors.Is(context.Cause(ctx), ErrCancelled):
 		err = fmt.Errorf("%w: %w", ErrCancelled, err)
 		u.conclude(transport.Failed, transport.ReasonOperator, "", "cancelled")
+	case errors.Is(context.Cause(ctx), ErrSuperseded):
+		err = fmt.Errorf("%w: %w", ErrSuperseded, err)
+		u.conclude(transport.Failed, "superseded", "", ErrSuperseded.Error())
 	case ctx.Err() != nil:
 		// Shutting down. The journal knows where to go on.
 	case permanent(err):
@@ -249,19 +258,25 @@ func (u *Updater) change(f func(*journal.Journal)) {
 	}
 }
 
-// must is change for the few lines whose order against the boot record matters.
+// must is change for the few lines whose order against something else matters. After
+// an error the core goes on with the journal as it was.
 func (u *Updater) must(f func(*journal.Journal)) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	f(&u.j)
-	return journal.Save(u.p.Store, u.j)
+	next := u.j.Clone()
+	f(&next)
+	if err := journal.Save(u.p.Store, next); err != nil {
+		return err
+	}
+	u.j = next
+	return nil
 }
 
 // journal returns a copy to read from.
 func (u *Updater) journal() journal.Journal {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.j
+	return u.j.Clone()
 }
 
 func (u *Updater) setErr(err error) {
@@ -273,13 +288,29 @@ func (u *Updater) setErr(err error) {
 // Rebooting begins the phase of the last progress before the machine goes down.
 const Rebooting = "rebooting"
 
+// reboot asks for a restart. From then on nothing is installed: the machine may stay up
+// for a while, and a slot whose trial is armed must not be written to again.
 func (u *Updater) reboot(why string) error {
 	u.event(Rebooting, why)
 	u.p.Log.Info("rebooting", "why", why)
+	set := func(on bool) {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.rebooting = on
+	}
+	set(true)
 	if err := u.p.Reboot(why); err != nil {
+		set(false)
 		return fmt.Errorf("reboot: %w", err)
 	}
 	return nil
+}
+
+// down tells whether a restart was asked for.
+func (u *Updater) down() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.rebooting
 }
 
 // trusted is the lower bound of the time that expiry counts against.

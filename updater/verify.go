@@ -42,7 +42,9 @@ func (u *Updater) verify(ctx context.Context, src Source, o Options) (release, e
 	}
 	u.tuf.Lock()
 	defer u.tuf.Unlock()
-	if err := u.p.TUF.Update(ctx, src, trust.Options{Online: o.Online, Now: u.trusted()}); err != nil {
+	fetch, cancel := context.WithTimeout(ctx, metadataTime)
+	defer cancel()
+	if err := u.p.TUF.Update(fetch, src, trust.Options{Online: o.Online, Now: u.trusted()}); err != nil {
 		return release{}, fmt.Errorf("update TUF metadata: %w", err)
 	}
 	info, err := u.p.TUF.Target(rel.m.TargetName())

@@ -255,6 +255,7 @@ type source struct {
 	onRead func(blob manifest.Digest, off int64, p []byte) error
 	asked  int // calls of Manifest
 	broken error
+	block  bool // blobs wait for ever
 }
 
 func (w *world) source(version string) *source { return &source{w: w, r: w.by[version]} }
@@ -277,6 +278,10 @@ func (s *source) Metadata(_ context.Context, name string) ([]byte, error) {
 func (s *source) ReadRange(ctx context.Context, blob manifest.Digest, off int64, p []byte) (int, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
+	}
+	if s.block {
+		<-ctx.Done()
+		return 0, ctx.Err()
 	}
 	data, ok := s.r.blobs[blob]
 	if !ok {

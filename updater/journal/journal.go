@@ -18,6 +18,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"maps"
+	"slices"
 
 	"github.com/tandem-ota/tandem/updater/manifest"
 )
@@ -120,6 +122,22 @@ type Failure struct {
 type Attempt struct {
 	Manifest manifest.Digest `json:"manifest"`
 	Count    int             `json:"count"`
+}
+
+// Clone returns a copy of which the update under way can be changed by itself. What else
+// j points to is replaced as a whole and never changed.
+func (j Journal) Clone() Journal {
+	j.Failed, j.Attempts = slices.Clone(j.Failed), slices.Clone(j.Attempts)
+	if j.Want != nil {
+		want := *j.Want
+		j.Want = &want
+	}
+	if j.Update != nil {
+		up := *j.Update
+		up.Written = maps.Clone(up.Written)
+		j.Update = &up
+	}
+	return j
 }
 
 // FailedBefore returns why the release failed here, and whether it did.
