@@ -56,14 +56,18 @@ func TestStories(t *testing.T) {
 	f, err := factory.Open(t.Context(), root, os.Stderr)
 	require.NoError(t, err)
 	testscript.Run(t, testscript.Params{
-		Dir:   "stories",
-		Setup: func(env *testscript.Env) error { return setUp(env, f, root) },
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"device": deviceCmd, "guest": guestCmd, "release": releaseCmd, "broker": brokerCmd, "mqtt": mqttCmd,
-			"bootenv": bootenvCmd, "part": partCmd, "tpm": tpmCmd, "await": awaitCmd, "memory": memoryCmd,
-		},
+		Dir:                "stories",
+		Setup:              func(env *testscript.Env) error { return setUp(env, f, root) },
+		Cmds:               commands,
 		RequireUniqueNames: true,
 	})
+}
+
+// commands are what scripts have beside testscript's own; see README.md.
+var commands = map[string]func(*testscript.TestScript, bool, []string){
+	"device": deviceCmd, "guest": guestCmd, "release": releaseCmd, "broker": brokerCmd, "mqtt": mqttCmd,
+	"bootenv": bootenvCmd, "part": partCmd, "tpm": tpmCmd, "await": awaitCmd, "memory": memoryCmd,
+	"system": systemCmd, "installed": installedCmd, "moment": momentCmd,
 }
 
 // story is what one script works on.
