@@ -3,11 +3,13 @@ package updater
 import (
 	"errors"
 	"io/fs"
+	"slices"
 	"syscall"
 
 	"github.com/tandem-ota/tandem/partition"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/external"
 	"github.com/tandem-ota/tandem/updater/manifest"
 	"github.com/tandem-ota/tandem/updater/trust"
 )
@@ -69,22 +71,27 @@ var (
 )
 
 // permanent tells errors that the same release will meet again from those that pass
-// with time: the link, a full source, a signal.
+// with time: the link, a full disk, a signal. It goes by what verified bytes say; what
+// an untrusted source says about them is for unsound.
 func permanent(err error) bool {
-	for _, passing := range []error{fs.ErrNotExist, syscall.EIO, syscall.ENOSPC, syscall.ENOMEM} {
-		if errors.Is(err, passing) {
-			return false
-		}
+	if errors.Is(err, external.ErrNoHandler) {
+		return true // it wraps fs.ErrNotExist
 	}
-	for _, lasting := range []error{
-		ErrMismatch, ErrMemory, ErrBoard, ErrDowngrade, ErrEpoch, ErrFailedBefore, ErrAttempts, ErrNoDelta,
-		delta.ErrFormat, delta.ErrLimit, delta.ErrMemory, delta.ErrUnsupported, transport.ErrLeaf,
+	return !unsound(err) && !among(err, fs.ErrNotExist, syscall.EIO, syscall.ENOSPC, syscall.ENOMEM) && among(err,
+		ErrMismatch, ErrMemory, ErrBoard, ErrDowngrade, ErrEpoch, ErrFailedBefore, ErrAttempts, ErrNoDelta, ErrNewerData,
+		delta.ErrFormat, delta.ErrLimit, delta.ErrMemory, delta.ErrUnsupported, external.ErrHandler,
 		manifest.ErrFormat, manifest.ErrCritical, manifest.ErrTooLarge, manifest.ErrUnsupported,
-		trust.ErrSignature, trust.ErrThreshold, trust.ErrFormat, partition.ErrWriter, partition.ErrOutside,
-	} {
-		if errors.Is(err, lasting) {
-			return true
-		}
-	}
-	return false
+		partition.ErrWriter, partition.ErrOutside)
+}
+
+// unsound tells errors that mean that a source sent something that nobody who counts
+// has signed, or did not send what they have signed. Another answer may be better: no
+// source can make a device give a release up for good.
+func unsound(err error) bool {
+	return among(err, transport.ErrLeaf,
+		trust.ErrSignature, trust.ErrThreshold, trust.ErrFormat, trust.ErrTooLarge, trust.ErrNoTarget, trust.ErrMismatch)
+}
+
+func among(err error, those ...error) bool {
+	return slices.ContainsFunc(those, func(that error) bool { return errors.Is(err, that) })
 }

@@ -8,6 +8,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/journal"
+	"github.com/tandem-ota/tandem/updater/manifest"
 )
 
 // The device listens while it installs. Another release that is asked for takes the
@@ -108,4 +112,66 @@ func (f *following) noMeta(on bool) {
 	f.fleet.mu.Lock()
 	defer f.fleet.mu.Unlock()
 	f.fleet.deaf = on
+}
+
+// What a source sends that nobody signed makes the device ask again, and say in the end
+// that it gave this order up. It does not remember it against the release.
+func TestRunSurvivesGarbage(t *testing.T) {
+	for name, lie := range map[string]func(s *source){
+		"a manifest that nobody signed": func(s *source) {
+			bad := *s.r
+			bad.envelope = []byte(`{"payloadType":"x","payload":"","signatures":[]}`)
+			s.r = &bad
+		},
+		"no manifest at all": func(s *source) {
+			bad := *s.r
+			bad.envelope = []byte("<html>")
+			s.r = &bad
+		},
+		"wrong bytes of an image": func(s *source) {
+			s.onRead = func(_ manifest.Digest, _ int64, p []byte) error { p[0] ^= 1; return nil }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				for _, lies := range []int{1, 100} {
+					f := newDevice(t, "1.0.0", "").follow()
+					asked := 0
+					f.serves(func(s *source) {
+						if asked++; asked <= lies {
+							lie(s)
+						}
+					})
+					f.want(1, f.desired("2.0.0"))
+					require.Empty(t, f.verdicts)
+					time.Sleep(24 * time.Hour)
+					require.Empty(t, f.u.journal().Failed)
+					if lies == 100 {
+						require.Equal(t, f.u.p.MaxBegun, asked)
+						require.Len(t, f.boil(), 1)
+						require.Equal(t, transport.Refused, f.verdict().Result)
+						f.serves(nil)
+						f.want(2, f.desired("2.0.0"))
+					}
+					f.stop()
+					f.settled(f.start(), "2.0.0")
+				}
+			})
+		})
+	}
+}
+
+// An order that is refused says nothing about an installation by hand that was
+// interrupted.
+func TestRefusalLeavesOthersAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newDevice(t, "1.0.0", "").follow()
+		src := f.w.source("2.0.0")
+		src.onRead = fails(syscall.EPIPE)
+		require.Error(t, f.u.Install(ctx, src, Options{}))
+		f.u.refuse(journal.Want{Manifest: f.w.by["2.3.0-board"].digest, Counter: 1}, ErrBoard)
+		require.Equal(t, string(f.w.by["2.3.0-board"].digest), f.verdict().Release)
+		require.Equal(t, f.w.by["2.0.0"].digest, f.u.journal().Update.Manifest)
+		f.stop()
+	})
 }

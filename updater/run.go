@@ -44,6 +44,7 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 		unheard    *transport.Want // a statement that could not be accepted yet
 		hear, work = pause{}, pause{}
 		doing      attempt
+		garbled    int // answers to the same statement that nobody signed
 	)
 	if u.pending() != nil {
 		work.now()
@@ -70,7 +71,7 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 					continue
 				}
 			}
-			unheard = nil
+			unheard, garbled = nil, 0
 			switch want := u.journal().Want; {
 			case err != nil:
 			case doing.ended == nil:
@@ -95,8 +96,12 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 				work.now() // it was another that failed, or the same under other conditions
 			case errors.Is(err, ErrInstalled):
 				u.report()
-			case u.refuse(doing.want, err):
+			case permanent(err), errors.Is(err, ErrCancelled), unsound(err) && garbled+1 >= u.p.MaxBegun:
+				u.refuse(doing.want, err)
 			default:
+				if unsound(err) {
+					garbled++
+				}
 				rest := work.later()
 				u.p.Log.Warn("installation interrupted, trying again later", "err", err, "after", rest)
 			}
@@ -228,33 +233,34 @@ func (u *Updater) speakers(ctx context.Context, fleet Fleet) (keys trust.KeySet,
 	return keys, fresh, err
 }
 
-// refuse ends a desired state that this device will never reach, with a verdict.
-// It reports whether it did; other errors pass with time.
-func (u *Updater) refuse(want journal.Want, err error) bool {
-	cancelled := errors.Is(err, ErrCancelled)
-	if !cancelled && !permanent(err) && !errors.Is(err, trust.ErrNoTarget) && !errors.Is(err, trust.ErrMismatch) {
-		return false
-	}
+// refuse ends a desired state that this device will not reach, with a verdict.
+func (u *Updater) refuse(want journal.Want, err error) {
 	if errors.Is(err, ErrNoDelta) && want.Full == transport.FullWait {
 		u.p.Log.Warn("waiting for leave to download the whole images", "err", err)
-		return true
+		return
 	}
-	concluded := u.journal().Last
+	var verdict *journal.Verdict
 	u.change(func(j *journal.Journal) {
 		if j.Want != nil && j.Want.Counter == want.Counter {
 			j.Want.Refused = err.Error()
 		}
-		// An installation that had begun was concluded where it failed.
-		if j.Update == nil && (concluded == nil || concluded.Counter != want.Counter) {
-			j.Update = &journal.Update{
-				ID: u.p.NewID(), Manifest: want.Manifest, Version: want.Version, Slot: string(u.spare()),
-				Counter: want.Counter, Started: u.p.Now().Unix(),
-			}
+		up := &journal.Update{
+			ID: u.p.NewID(), Manifest: want.Manifest, Version: want.Version, Slot: string(u.spare()),
+			Counter: want.Counter, Started: u.p.Now().Unix(),
 		}
+		switch {
+		case j.Update != nil && j.Update.Manifest == want.Manifest:
+			up = j.Update
+			j.State, j.Update = string(Idle), nil
+		case j.Last != nil && j.Last.Counter == want.Counter:
+			return // it had begun, and was concluded where it failed
+		}
+		verdict = &journal.Verdict{Update: *up, Result: transport.Refused, Ended: u.p.Now().Unix()}
+		verdict.Reason, verdict.Detail = "refused", err.Error()
+		j.Last = verdict
 	})
-	if u.journal().Update != nil {
-		u.conclude(transport.Refused, "refused", "", err.Error())
+	if verdict != nil {
+		u.say(*verdict)
 	}
 	u.report()
-	return true
 }

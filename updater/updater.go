@@ -239,11 +239,16 @@ func (u *Updater) conclude(result, reason, check, detail string) {
 	if last == nil {
 		return
 	}
-	u.p.Log.Info("update ended", "result", last.Result, "release", last.Version, "reason", last.Reason, "check", last.Check, "detail", last.Detail)
-	if err := u.p.Link.Verdict(u.verdict(*last)); err != nil {
+	u.say(*last)
+	u.report()
+}
+
+// say hands a verdict to the link.
+func (u *Updater) say(v journal.Verdict) {
+	u.p.Log.Info("update ended", "result", v.Result, "release", v.Version, "reason", v.Reason, "check", v.Check, "detail", v.Detail)
+	if err := u.p.Link.Verdict(u.verdict(v)); err != nil {
 		u.p.Log.Debug("verdict waits for a connection", "err", err)
 	}
-	u.report()
 }
 
 // change applies f to the journal and saves it. A journal that cannot be saved is

@@ -31,11 +31,12 @@ func (u *Updater) verify(ctx context.Context, src Source, o Options) (release, e
 		return release{}, fmt.Errorf("read manifest: %w", err)
 	}
 	rel, err := u.p.open(envelope)
+	// First: what another signed manifest is like says nothing about the one asked for.
+	if o.Manifest != "" && rel.digest != "" && rel.digest != o.Manifest {
+		return release{}, fmt.Errorf("%w: manifest %s instead of %s", ErrOther, rel.digest, o.Manifest)
+	}
 	if err != nil {
 		return release{}, err
-	}
-	if o.Manifest != "" && rel.digest != o.Manifest {
-		return release{}, fmt.Errorf("%w: manifest %s instead of %s", ErrOther, rel.digest, o.Manifest)
 	}
 	if len(envelope) > partition.MaxEnvelope {
 		return release{}, fmt.Errorf("%w: %d bytes do not fit into the slot record", manifest.ErrTooLarge, len(envelope))
@@ -58,17 +59,15 @@ func (u *Updater) verify(ctx context.Context, src Source, o Options) (release, e
 	return rel, nil
 }
 
-// open checks an envelope against the release keys and reads the manifest in it.
+// open checks an envelope against the release keys and reads the manifest in it. With
+// an error, the digest is that of a manifest that was signed and cannot be read, if any.
 func (p *Parts) open(envelope []byte) (release, error) {
 	payload, err := trust.Verify(envelope, trust.ManifestType, p.Keys)
 	if err != nil {
 		return release{}, fmt.Errorf("manifest: %w", err)
 	}
 	m, err := manifest.Parse(payload)
-	if err != nil {
-		return release{}, err
-	}
-	return release{m: m, digest: manifest.DigestOf(payload), envelope: envelope}, nil
+	return release{m: m, digest: manifest.DigestOf(payload), envelope: envelope}, err
 }
 
 // held returns what a slot's record says it holds, if keys of this system signed it.

@@ -253,8 +253,9 @@ func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) erro
 	_, err = u.p.Handlers.Run(ctx, m, p.image, "write", r)
 	if err == nil {
 		// A handler that did not read to the end has not seen all of it.
-		if n, rest := io.Copy(io.Discard, r); n > 0 || rest != nil {
-			err = fmt.Errorf("handler left %d bytes unread: %w", n, rest)
+		n, rest := io.Copy(io.Discard, r)
+		if err = rest; err == nil && n > 0 {
+			err = fmt.Errorf("handler for %s left %d bytes unread", p.image.Target, n)
 		}
 	}
 	r.CloseWithError(io.ErrClosedPipe)
