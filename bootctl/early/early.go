@@ -222,7 +222,8 @@ func (b *boot) say(format string, args ...any) {
 		fmt.Fprintln(b.console, line)
 		return
 	}
-	fmt.Fprintf(kmsg, "<5>%s", line)
+	// A record without its newline waits for the next one before the console shows it.
+	fmt.Fprintf(kmsg, "<5>%s\n", line)
 	kmsg.Close()
 }
 
