@@ -51,7 +51,8 @@ type hang struct {
 
 // systems are the makers of goods, by the name of what runs on the device.
 var systems = map[string]func(ctx context.Context, root string, log io.Writer) (goods, error){
-	"tiny": tiny,
+	"tiny":   tiny,
+	"debian": debian,
 }
 
 // Systems lists what Run can show, the fast one first.
@@ -76,6 +77,24 @@ func tiny(ctx context.Context, root string, log io.Writer) (goods, error) {
 		// The vendor made a delta to it from 1.0.0 only, and the device runs 2.0.0 then.
 		bad: parcel{dir: f.Release("hang"), slots: f.Slots("hang"), full: transport.FullGo, hangs: &hang{
 			last: regexp.MustCompile(`^tiny: fault: hang`), how: "its first process stands still",
+		}},
+	}
+	return g, g.read(ctx)
+}
+
+func debian(ctx context.Context, root string, log io.Writer) (goods, error) {
+	f, err := factory.OpenDebian(ctx, root, log)
+	if err != nil {
+		return goods{}, err
+	}
+	g := goods{
+		// systemd emulated takes minutes to come up.
+		board: f.Board(), disk: f.Disk("one"), trust: f.Trust(), bin: f.Bin(), slow: 3, memory: 1024,
+		first: parcel{dir: f.Release("one"), slots: f.Slots("one")},
+		good:  parcel{dir: f.Release("two"), slots: f.Slots("two"), full: transport.FullFail},
+		bad: parcel{dir: f.Release("hang"), slots: f.Slots("hang"), full: transport.FullGo, hangs: &hang{
+			// The first program is the last that feeds the watchdog.
+			last: regexp.MustCompile(`^tandem-init: debian \S+ on root_a`), how: "its updater stands still",
 		}},
 	}
 	return g, g.read(ctx)

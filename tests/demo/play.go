@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -154,11 +155,12 @@ func (p *play) takeState(s transport.State) {
 	p.state = s
 	var slots []string
 	for _, slot := range s.Slots {
-		slots = append(slots, strings.TrimSpace(fmt.Sprintf("%s: %s %s", slot.Name, slot.Version, slot.Mark)))
+		what := strings.TrimSpace(slot.Version + " " + slot.Mark)
+		slots = append(slots, slot.Name+": "+what)
 	}
 	facts := fmt.Sprintf("runs slot %s, release %s, phase %s (%s; good: %s", s.Slot, s.Version, s.Phase, strings.Join(slots, ", "), s.Good)
 	if s.Tries > 0 {
-		facts += fmt.Sprintf("; %d tries left", s.Tries)
+		facts += fmt.Sprintf("; tries left: %d", s.Tries)
 	}
 	facts += ")"
 	if facts != p.facts {
@@ -193,6 +195,9 @@ func short(hex string) string {
 	return hex
 }
 
+// digests are too long to read.
+var digests = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+
 func (p *play) takeEvent(ctx context.Context, e transport.Event) {
 	p.screen.phase = ""
 	if e.Phase == "chosen" && p.now != nil {
@@ -205,7 +210,8 @@ func (p *play) takeEvent(ctx context.Context, e transport.Event) {
 	case "measured":
 		p.sampler.sample(ctx)
 	}
-	p.line("device", "%-18s %s", e.Phase, e.Text)
+	text := digests.ReplaceAllStringFunc(e.Text, func(d string) string { return short(d[len("sha256:"):]) })
+	p.line("device", "%-18s %s", e.Phase, text)
 }
 
 func (p *play) takeVerdict(n news) {

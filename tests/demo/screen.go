@@ -130,7 +130,7 @@ func bar(p transport.Progress) string {
 	if p.Done < p.Total && p.Rate > 0 {
 		text += "  " + clock(p.Left) + " left"
 	}
-	if p.Downloaded+p.Written+p.Skipped > 0 {
+	if p.Written+p.Skipped > 0 {
 		text += fmt.Sprintf("  (downloaded %s, written %s, left alone %s)", size(p.Downloaded), size(p.Written), size(p.Skipped))
 	}
 	return drawn + text
