@@ -249,6 +249,9 @@ func (p *play) takeConsole(n news) {
 	}
 	p.screen.phase = ""
 	p.line(who, "%s", n.console)
+	if who == "grub" {
+		p.hello = qemu.Hello{} // what ran before cannot be asked any more
+	}
 	u := p.now
 	if u == nil {
 		return
