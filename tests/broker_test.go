@@ -220,7 +220,8 @@ func mqttCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 || args[0] != "expect" || s.broker == nil {
 		ts.Fatalf("usage: mqtt expect TOPIC REGEXP, after broker start")
 	}
-	re, err := regexp.Compile(args[2])
+	// The whole message is printed, for the lines after this one to look at.
+	re, err := regexp.Compile(".*(?:" + args[2] + ").*")
 	ts.Check(err)
 	desk, id := s.broker.desk("watch"), "story"
 	if s.broker.kind == "mosquitto" {
