@@ -39,8 +39,8 @@ lint: setup  ## form, vet, and the rules of this tree
 size: setup  ## size of the device program on amd64 and arm64, against its budget
 	@.ci/size.sh
 
-bench: setup  ## figures: delta, writing, verification, transport
-	$(go) test -run '^$$' -bench . -benchmem -timeout 30m ./...
+bench: setup  ## a delta of the Debian pair against xdelta3 and zstd, in one run (SYSTEM=tiny is quick)
+	$(go) run ./tests/bench -system $(if $(filter command line,$(origin SYSTEM)),$(SYSTEM),debian)
 
 image: setup  ## a disk image of the board qemu-x86_64 in build/image
 	$(go) build -o build/bin/tandem ./updater/cmd/tandem
