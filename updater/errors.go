@@ -57,9 +57,10 @@ var (
 	// ErrMemory means that no payload of an image can be applied within the
 	// device's memory budget.
 	ErrMemory = errors.New("needs more memory than allowed")
-	// ErrNewerData means that the other slot's system cannot read the data that the
-	// running one has written. Forcing it may lose that data.
-	ErrNewerData = errors.New("the other system cannot read the present data")
+	// ErrNewerData means that the release, or the other slot's system, is older than
+	// the layout of the data that the running one has written. Forcing it may lose
+	// that data.
+	ErrNewerData = errors.New("it cannot read the present data")
 	// ErrNoFallback means that the other slot holds no bootable system.
 	ErrNoFallback = errors.New("the other slot holds no bootable system")
 	// ErrMismatch means that what was rebuilt is not what the manifest names. Base or

@@ -71,7 +71,7 @@ func (u *Updater) readBackOne(ctx context.Context, img manifest.Image, leaves []
 		return err
 	}
 	defer d.Close()
-	step := u.watch("reading back " + img.Name)
+	step := u.watch("reading back "+img.Name, stepTime)
 	defer step.done()
 	u.meter.start(u, "reading back", img.Name, img.Size, 0)
 	return partition.ReadBack(ctx, d, img.Size, leaves, func(done int64) {

@@ -105,6 +105,9 @@ type Parts struct {
 	// Reboot asks for a restart and returns; the machine goes down soon after.
 	Reboot func(why string) error
 	Now    func() time.Time
+	// Uptime is the time since this boot began, also that in suspension (CLOCK_BOOTTIME);
+	// nil takes the start of the program for the boot.
+	Uptime func() time.Duration
 	NewID  func() string // unique per attempt
 
 	Memory     int64 // bytes that applying a payload may take

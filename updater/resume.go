@@ -34,6 +34,7 @@ func (u *Updater) Resume(ctx context.Context) error {
 	switch action {
 	case Nothing, Continue:
 		u.repeatVerdict()
+		u.cleanUp(ctx)
 	case Forget:
 		u.change(func(j *journal.Journal) { j.State, j.Update = string(Idle), nil })
 	case Restart:
@@ -41,7 +42,8 @@ func (u *Updater) Resume(ctx context.Context) error {
 	case Probation:
 		return u.probation(ctx)
 	case Committed:
-		u.committed(ctx)
+		u.committed()
+		u.cleanUp(ctx)
 	case Reverted, Skipped:
 		return u.reverted(record, action)
 	case Rewrite:
@@ -86,7 +88,9 @@ func (u *Updater) reverted(record bootctl.Record, action Action) error {
 			return fmt.Errorf("clear the trial of slot %s: %w", record.Trying, err)
 		}
 	}
-	u.handlers(context.Background(), "revert")
+	if m, _, _, err := u.p.held(u.spare()); err == nil {
+		u.takeBack(m)
+	}
 	u.mu.Lock()
 	u.j.Update.Tries -= record.Tries // used, from here on; conclude saves it
 	u.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -24,8 +25,9 @@ func (u *Updater) probation(ctx context.Context) error {
 	m := u.running.Manifest
 	if u.p.Keeper != nil {
 		// Independent of everything below: whatever hangs, this ends.
-		u.p.Keeper.StartTrial(time.Duration(m.Trial.DeadlineSeconds) * time.Second)
+		u.p.Keeper.StartTrial(u.untilDeadline())
 	}
+	from := u.schema()
 	u.change(func(j *journal.Journal) {
 		if j.Update == nil || j.Update.Manifest != u.running.Digest {
 			// The journal is lost or of another time. The trial is real all the same.
@@ -35,12 +37,15 @@ func (u *Updater) probation(ctx context.Context) error {
 			}
 		}
 		j.State = string(Trial)
+		j.Update.DataSchema = from // the commit will have to know
 	})
 	u.report()
 	if err := u.admissible(); err != nil {
 		return u.giveUp("refused", "", err.Error())
 	}
-	if err := u.migrate(ctx, "prepare"); err != nil {
+	if err := u.prepare(ctx); ctx.Err() != nil {
+		return context.Cause(ctx)
+	} else if err != nil {
 		return u.giveUp("migration", m.DataSchema.Migrate, err.Error())
 	}
 	checking, stop := context.WithCancel(ctx)
@@ -51,7 +56,9 @@ func (u *Updater) probation(ctx context.Context) error {
 	check, detail, err := u.healthy(checking)
 	switch {
 	case ctx.Err() == nil && checking.Err() != nil:
-		return nil // an operator has decided
+		// An operator has decided. What follows from a commit is done once, here or there.
+		u.cleanUp(ctx)
+		return nil
 	case ctx.Err() != nil:
 		// Shutting down during the trial: neither commit nor revert. The next boot
 		// is the next try.
@@ -79,18 +86,34 @@ func (u *Updater) admissible() error {
 	return nil
 }
 
+// untilDeadline is what is left of the trial. It counts from the boot, so that a program
+// that is started again and again in it does not make it last for ever.
+func (u *Updater) untilDeadline() time.Duration {
+	left := time.Duration(u.running.Manifest.Trial.DeadlineSeconds) * time.Second
+	if u.p.Uptime != nil {
+		left -= u.p.Uptime()
+	}
+	return max(left, 0)
+}
+
 // errUnhealthy means that the deadline came before a whole good window.
 var errUnhealthy = errors.New("not healthy in time")
 
 // healthy runs the checks until all were good for a whole window, or the deadline
 // is so near that no window fits any more. It returns the check that failed last.
+//
+// The window begins with the first good round and ends with another one: a system that
+// takes half its time to come up has not been well in that half.
 func (u *Updater) healthy(ctx context.Context) (check, detail string, err error) {
 	m := u.running.Manifest
-	begin := u.p.Now()
+	deadline := u.p.Now().Add(u.untilDeadline())
 	window := time.Duration(m.Trial.WindowSeconds) * time.Second
-	deadline := begin.Add(time.Duration(m.Trial.DeadlineSeconds) * time.Second)
-	good := begin
-	step := u.watch("health checks")
+	good := time.Time{} // since when all is well; zero while it is not
+	longest := 0
+	for _, c := range m.Health {
+		longest = max(longest, c.TimeoutSeconds)
+	}
+	step := u.watch("health checks", time.Duration(longest)*time.Second+stepTime)
 	defer step.done()
 	for {
 		failed, why := u.round(ctx, step)
@@ -98,15 +121,21 @@ func (u *Updater) healthy(ctx context.Context) (check, detail string, err error)
 			return "", "", ctx.Err()
 		}
 		now := u.p.Now()
-		if failed != "" {
-			check, detail, good = failed, why, now
+		since := now
+		switch {
+		case failed != "":
+			check, detail, good = failed, why, time.Time{}
 			u.p.Log.Warn("health check failed", "check", failed, "why", why)
-		} else if now.Sub(good) >= window {
+		case window == 0 || !good.IsZero() && now.Sub(good) >= window:
 			return "", "", nil
+		case good.IsZero():
+			good = now
+		default:
+			since = good
 		}
-		u.trialProgress(now.Sub(good), window)
+		u.trialProgress(now.Sub(since), window)
 		u.keepTrialLog()
-		if good.Add(window).After(deadline) {
+		if since.Add(window).After(deadline) {
 			return check, detail, errUnhealthy
 		}
 		select {
@@ -142,7 +171,19 @@ func (u *Updater) Commit(ctx context.Context) error {
 	if record.Trying != u.running.Slot {
 		return ErrNotOnTrial
 	}
-	return u.commit(ctx)
+	if err := u.admissible(); err != nil {
+		return err
+	}
+	if err := u.prepare(ctx); err != nil {
+		return fmt.Errorf("prepare the kept data: %w", err)
+	}
+	if err := u.commit(ctx); err != nil {
+		return err
+	}
+	if u.down() {
+		return fmt.Errorf("%w: the trial was given up", ErrNotOnTrial)
+	}
+	return nil
 }
 
 // endTrial lets one of those who may end the trial do so: the checks or an operator, by
@@ -171,7 +212,7 @@ func (u *Updater) endTrial(end func() error) error {
 // The boot record first, since from then on the loader acts on it; then what must
 // only move once there is no way back to the old system by itself: floor and schema.
 func (u *Updater) commit(ctx context.Context) error {
-	return u.endTrial(func() error {
+	err := u.endTrial(func() error {
 		record, err := u.p.Record.Load()
 		if err == nil {
 			record, err = record.Commit(u.running.Slot)
@@ -182,41 +223,92 @@ func (u *Updater) commit(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("commit slot %s: %w", u.running.Slot, err)
 		}
-		u.committed(ctx)
+		u.committed()
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	u.cleanUp(ctx)
+	return nil
 }
 
 // committed does what follows from a commit that is on the medium. All of it can be
 // done again, and is, after a power cut.
-func (u *Updater) committed(ctx context.Context) {
+//
+// The verdict comes before the clean-up, which programs of the release do: should they
+// take the machine down, the next boot must not find a commit that nobody heard of.
+func (u *Updater) committed() {
 	m := u.running.Manifest
 	if u.p.Keeper != nil {
 		if err := u.p.Keeper.EndTrial(); err != nil {
 			u.p.Log.Error("trial deadline not lifted", "err", err)
 		}
 	}
-	if err := u.migrate(ctx, "commit"); err != nil {
-		// The old layout is left behind; nothing is lost but its space.
-		u.p.Log.Error("clean up after migration", "err", err)
-	}
-	u.handlers(ctx, "commit")
 	u.raiseFloor(m.Epoch)
 	u.change(func(j *journal.Journal) {
-		j.DataSchema = m.DataSchema.Version
-		j.Forget(u.running.Digest)
+		from := 0
 		if j.Update != nil {
+			from = j.Update.DataSchema
 			j.Update.Reason, j.Update.Check, j.Update.Detail, j.Update.Log = "", "", "", nil
 		}
+		j.CleanUp = nil
+		if migrates(m, from) || slices.ContainsFunc(m.Images, isExternal) {
+			j.CleanUp = &journal.CleanUp{Manifest: u.running.Digest, DataSchema: from}
+		}
+		j.DataSchema = max(j.DataSchema, m.DataSchema.Version)
+		j.Forget(u.running.Digest)
 	})
 	u.event("committed", fmt.Sprintf("slot %s, release %s", u.running.Slot, m.Version))
 	u.conclude(transport.Committed, "", "", "")
 }
 
+// cleanUp lets the programs of a committed release end what they began in its trial: the
+// migration hook removes the old layout, the handlers make their new images run.
+//
+// It is no longer part of the trial, and the watchdog does not wait for it: it may take
+// as long as these programs may. What fails is done again at the next starts, and given
+// up after a few, since a program may also fail by taking the machine down.
+func (u *Updater) cleanUp(ctx context.Context) {
+	if u.cleaning.take(ctx) != nil {
+		return // it is owed still
+	}
+	defer u.cleaning.end()
+	owed := u.journal().CleanUp
+	if owed == nil || owed.Manifest != u.running.Digest || u.down() {
+		return
+	}
+	if owed.Begun >= u.p.MaxBegun {
+		u.p.Log.Error("clean-up given up", "release", u.running.Manifest.Version, "begun", owed.Begun)
+		u.change(func(j *journal.Journal) { j.CleanUp = nil })
+		return
+	}
+	if err := u.must(func(j *journal.Journal) {
+		next := *owed
+		next.Begun++
+		j.CleanUp = &next
+	}); err != nil {
+		u.p.Log.Error("clean-up put off", "err", err)
+		return
+	}
+	m := u.running.Manifest
+	var err error
+	if migrates(m, owed.DataSchema) {
+		u.event("migrating", fmt.Sprintf("commit: data schema %d to %d", owed.DataSchema, m.DataSchema.Version))
+		err = u.p.Migrate(ctx, m.DataSchema.Migrate, "commit", owed.DataSchema, m.DataSchema.Version)
+	}
+	if err = errors.Join(err, u.handlers(ctx, "commit", m, m.Images)); err != nil {
+		u.setErr(err)
+		u.p.Log.Error("clean up after the commit", "err", err)
+		return
+	}
+	u.change(func(j *journal.Journal) { j.CleanUp = nil })
+}
+
 // raiseFloor makes epoch the lowest that is accepted. The other slot is retired first
 // if it is below: the floor never rises above a slot that may still boot.
 func (u *Updater) raiseFloor(epoch uint64) {
-	if epoch <= u.floor() {
+	if epoch <= u.journal().EpochFloor {
 		return
 	}
 	other, _, _, err := u.p.held(u.spare())
@@ -265,49 +357,89 @@ func (u *Updater) giveUp(reason, check, detail string) error {
 	})
 }
 
-// schema is the layout of the kept data.
-func (u *Updater) schema() int {
-	if j := u.journal(); j.DataSchema > 0 {
-		return j.DataSchema
+// settled returns the manifest of the release that was committed here last. It is what
+// remains of floor and schema where the journal is lost, or was never written: a device
+// comes from the factory without one.
+func (u *Updater) settled() (manifest.Manifest, bool) {
+	record, err := u.p.Record.Load()
+	if err != nil || !record.Good.Valid() {
+		return manifest.Manifest{}, false
 	}
-	return 0
+	if record.Good == u.running.Slot {
+		return u.running.Manifest, true
+	}
+	m, _, _, err := u.p.held(record.Good)
+	return m, err == nil
 }
 
-// migrate runs the release's hook if the data is older than what it writes. "prepare"
-// makes the new layout beside the old one, which a revert by power cut or watchdog
-// must find as it was; "commit" may remove the old one.
-func (u *Updater) migrate(ctx context.Context, phase string) error {
-	to := u.running.Manifest.DataSchema
-	from := u.schema()
-	if to.Migrate == "" || from >= to.Version {
-		return nil
-	}
-	if from != 0 && from < to.ReadableFrom {
-		return fmt.Errorf("data has schema %d, and this release reads from %d", from, to.ReadableFrom)
-	}
-	step := u.watch("data migration")
-	defer step.done()
-	u.event("migrating", fmt.Sprintf("%s: data schema %d to %d", phase, from, to.Version))
-	return u.p.Migrate(ctx, to.Migrate, phase, from, to.Version)
+// floor is the lowest epoch that this device still accepts. The running slot's own
+// epoch is below it only while a trial has not been committed.
+func (u *Updater) floor() uint64 {
+	m, _ := u.settled()
+	return max(u.journal().EpochFloor, m.Epoch)
 }
+
+// schema is the layout of the kept data; 0 if nobody ever said.
+func (u *Updater) schema() int {
+	m, _ := u.settled()
+	return max(u.journal().DataSchema, m.DataSchema.Version)
+}
+
+// migrates tells whether the release's hook has to bring data of that schema up to date.
+func migrates(m manifest.Manifest, from int) bool {
+	return m.DataSchema.Migrate != "" && from < m.DataSchema.Version
+}
+
+// prepare makes the kept data ready for the system on trial, once per boot: the new
+// layout beside the old one, which a revert by power cut or watchdog must find as it
+// was. Nobody commits a system whose data is not ready.
+func (u *Updater) prepare(ctx context.Context) error {
+	if err := u.preparing.take(ctx); err != nil {
+		return err
+	}
+	defer u.preparing.end()
+	if u.prepared {
+		return u.unprepared
+	}
+	m := u.running.Manifest
+	from := u.schema()
+	var err error
+	switch {
+	case from != 0 && from < m.DataSchema.ReadableFrom:
+		err = fmt.Errorf("data has schema %d, and this release reads from %d", from, m.DataSchema.ReadableFrom)
+	case migrates(m, from):
+		step := u.watch("data migration", hookTime+stepTime)
+		defer step.done()
+		u.event("migrating", fmt.Sprintf("prepare: data schema %d to %d", from, m.DataSchema.Version))
+		err = u.p.Migrate(ctx, m.DataSchema.Migrate, "prepare", from, m.DataSchema.Version)
+	}
+	if ctx.Err() == nil {
+		u.prepared, u.unprepared = true, err
+	}
+	return err
+}
+
+func isExternal(img manifest.Image) bool { return img.Type == manifest.TypeExternal }
 
 // handlers tells the programs of external images how the update ended.
-func (u *Updater) handlers(ctx context.Context, verb string) {
-	m := u.running.Manifest
-	if verb == "revert" {
-		var err error
-		if m, _, _, err = u.p.held(u.spare()); err != nil {
-			return
-		}
-	}
-	for _, img := range m.Images {
-		if img.Type != manifest.TypeExternal {
+func (u *Updater) handlers(ctx context.Context, verb string, m manifest.Manifest, images []manifest.Image) error {
+	var errs []error
+	for _, img := range images {
+		if !isExternal(img) {
 			continue
 		}
 		if _, err := u.p.Handlers.Run(ctx, m, img, verb, nil); err != nil {
-			u.setErr(err)
-			u.p.Log.Error("external image", "image", img.Name, "verb", verb, "err", err)
+			errs = append(errs, fmt.Errorf("external image %s: %w", img.Name, err))
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// takeBack tells the handlers that the update came to nothing (release/FORMAT.md).
+func (u *Updater) takeBack(m manifest.Manifest) {
+	if err := u.handlers(context.Background(), "revert", m, m.Images); err != nil {
+		u.setErr(err)
+		u.p.Log.Error("take back", "release", m.Version, "err", err)
 	}
 }
 
@@ -316,11 +448,13 @@ func (u *Updater) handlers(ctx context.Context, verb string) {
 type step struct {
 	keeper *watchdog.Keeper
 	name   string
+	limit  time.Duration
 	check  atomic.Pointer[watchdog.Check]
 }
 
-func (u *Updater) watch(name string) *step {
-	s := &step{keeper: u.p.Keeper, name: name}
+// watch begins a step that has to report progress within limit each time.
+func (u *Updater) watch(name string, limit time.Duration) *step {
+	s := &step{keeper: u.p.Keeper, name: name, limit: limit}
 	s.resume()
 	return s
 }
@@ -339,7 +473,7 @@ func (s *step) pause() {
 
 func (s *step) resume() {
 	if s.keeper != nil {
-		if old := s.check.Swap(s.keeper.Register(s.name, stepTime)); old != nil {
+		if old := s.check.Swap(s.keeper.Register(s.name, s.limit)); old != nil {
 			old.Unregister()
 		}
 	}

@@ -45,6 +45,12 @@ type Updater struct {
 	deciding sync.Mutex // held by whoever ends the trial of the running slot
 	decided  bool       // it has ended
 
+	preparing  turn // of whoever makes the kept data ready for the trial
+	prepared   bool
+	unprepared error // why it is not ready, if it was tried
+
+	cleaning turn // of whoever has programs clean up after a commit
+
 	mu     sync.Mutex // guards the rest
 	j      journal.Journal
 	cancel context.CancelCauseFunc
@@ -65,6 +71,20 @@ type Running struct {
 	Digest   manifest.Digest
 }
 
+// turn is a lock that is held for minutes, while a program of the system runs.
+type turn chan struct{}
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (t turn) end() { <-t }
+
 // New joins the core to the parts of its device. It reads the journal and the
 // running slot's record, and writes nothing.
 //
@@ -83,7 +103,7 @@ func New(p Parts) (*Updater, error) {
 	if err != nil {
 		return nil, fmt.Errorf("running slot %s: %w", slot, err)
 	}
-	u := &Updater{p: p, running: Running{Slot: slot, Manifest: m, Digest: digest}, watchers: map[chan transport.Progress]struct{}{}}
+	u := &Updater{p: p, running: Running{Slot: slot, Manifest: m, Digest: digest}, watchers: map[chan transport.Progress]struct{}{}, preparing: make(turn, 1), cleaning: make(turn, 1)}
 	u.j, err = journal.Load(p.Store)
 	if err != nil {
 		// A hint that is lost costs a repeated download, never the device.

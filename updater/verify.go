@@ -120,6 +120,9 @@ func (u *Updater) admit(rel release, o Options) error {
 	if rel.m.Sequence <= now.Sequence {
 		return fmt.Errorf("%w: sequence %d, and %s in slot %s has %d", ErrDowngrade, rel.m.Sequence, now.Version, u.running.Slot, now.Sequence)
 	}
+	if have := u.schema(); rel.m.DataSchema.Version < have {
+		return fmt.Errorf("%w: data has schema %d, it writes %d", ErrNewerData, have, rel.m.DataSchema.Version)
+	}
 	if reason, failed := j.FailedBefore(rel.digest); failed {
 		return fmt.Errorf("%w: %s", ErrFailedBefore, reason)
 	}
@@ -130,10 +133,6 @@ func (u *Updater) admit(rel release, o Options) error {
 	}
 	return nil
 }
-
-// floor is the lowest epoch that this device still accepts. The running slot's own
-// epoch is below it only while a trial has not been committed.
-func (u *Updater) floor() uint64 { return u.journal().EpochFloor }
 
 // payload is the chosen way to come by one image.
 type payload struct {

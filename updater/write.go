@@ -18,6 +18,13 @@ import (
 // before the watchdog counts it as stuck: minutes, because worn flash does that.
 const stepTime = 5 * time.Minute
 
+// What the programs of a system may take, each once: they are ended then, and only
+// after that the watchdog may think that something is stuck.
+const (
+	hookTime    = 10 * time.Minute // Parts.Migrate
+	handlerTime = 15 * time.Minute // Handlers, release/FORMAT.md
+)
+
 // write brings one image to its place: a slot's partition, or an external handler.
 func (u *Updater) write(ctx context.Context, src Source, p payload) error {
 	if p.image.Type == manifest.TypeExternal {
@@ -55,7 +62,7 @@ func (u *Updater) write(ctx context.Context, src Source, p payload) error {
 	if err != nil {
 		return err
 	}
-	step := u.watch("writing " + p.image.Name)
+	step := u.watch("writing "+p.image.Name, stepTime)
 	defer step.done()
 	u.meter.start(u, "writing", p.image.Name, p.image.Size, from)
 	checkpoint := from
@@ -237,7 +244,7 @@ func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) erro
 		return err
 	}
 	r, w := io.Pipe()
-	step := u.watch("handing over " + p.image.Name)
+	step := u.watch("handing over "+p.image.Name, handlerTime+stepTime)
 	defer step.done()
 	u.meter.start(u, "writing", p.image.Name, p.image.Size, 0)
 	go func() {

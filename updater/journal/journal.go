@@ -61,6 +61,8 @@ type Journal struct {
 	TimeFloor  int64  `json:"time_floor,omitempty"`
 	EpochFloor uint64 `json:"epoch_floor,omitempty"`
 	DataSchema int    `json:"data_schema,omitempty"` // layout of the kept data, raised at commit
+
+	CleanUp *CleanUp `json:"clean_up,omitempty"` // what a commit still owes
 }
 
 // Update is the one update that is under way or on trial.
@@ -76,7 +78,9 @@ type Update struct {
 	BootID   string           `json:"boot_id,omitempty"` // of the boot in which the trial was armed
 	Started  int64            `json:"started,omitempty"`
 	Counter  uint64           `json:"counter,omitempty"` // of the statement that asked for it
-	Cost     Cost             `json:"cost"`
+	// DataSchema is the layout of the kept data before the trial.
+	DataSchema int  `json:"data_schema,omitempty"`
+	Cost       Cost `json:"cost"`
 	// Reason is why a trial is being given up, written by the trial slot before it
 	// reboots, so that the surviving slot can report it.
 	Reason string   `json:"reason,omitempty"`
@@ -102,6 +106,13 @@ type Want struct {
 	Counter  uint64          `json:"counter"`
 	// Refused says that this device will not run it; it waits for another.
 	Refused string `json:"refused,omitempty"`
+}
+
+// CleanUp is what programs of a committed release have yet to do.
+type CleanUp struct {
+	Manifest   manifest.Digest `json:"manifest"`
+	DataSchema int             `json:"data_schema,omitempty"` // before the trial
+	Begun      int             `json:"begun,omitempty"`
 }
 
 // Verdict is how an update ended.
