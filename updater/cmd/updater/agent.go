@@ -289,7 +289,14 @@ func kernelLog(n int) []string {
 		return nil
 	}
 	lines := strings.Split(strings.TrimSpace(string(buf[:have])), "\n")
-	return lines[max(0, len(lines)-n):]
+	lines = lines[max(0, len(lines)-n):]
+	for i, line := range lines {
+		// "<6>[ 1.234567] text": the level is for syslogd.
+		if _, text, ok := strings.Cut(line, ">"); ok && strings.HasPrefix(line, "<") {
+			lines[i] = text
+		}
+	}
+	return lines
 }
 
 // noTime leaves times to whoever keeps the log.
