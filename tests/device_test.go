@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -75,6 +76,8 @@ func deviceCmd(ts *testscript.TestScript, neg bool, args []string) {
 		if slices.ContainsFunc(d.Events(), func(e qemu.Event) bool { return e.Name == arg(0) }) {
 			err = fmt.Errorf("there was an event %s", arg(0))
 		}
+	case "agent":
+		err = s.agent(d)
 	case "console":
 		var re *regexp.Regexp
 		if re, err = regexp.Compile("(?m)" + arg(0)); err == nil {
@@ -139,11 +142,29 @@ func (s *story) newDevice(ts *testscript.TestScript, args []string) error {
 	return image.ProvisionData(s.ctx, d.Disk(), s.factory.Board(), stage)
 }
 
-// boots waits for the next boot and compares it: device boots SLOT VERSION.
+// boots waits for the next boot and compares it: device boots SLOT VERSION. A job
+// that fails meanwhile ends the wait: it was to make the device boot.
 func boots(ts *testscript.TestScript, d *qemu.Device, slot, version string) error {
-	h, err := d.WaitBoot(of(ts).ctx, bootLimit)
+	s := of(ts)
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	defer cancel(nil)
+	watch := time.NewTicker(time.Second)
+	defer watch.Stop()
+	go func() {
+		for {
+			select {
+			case <-watch.C:
+				if s.jobs.failed() {
+					cancel(errors.New("a job failed"))
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	h, err := d.WaitBoot(ctx, bootLimit)
 	if err != nil {
-		return fmt.Errorf("%w\n%s", err, of(ts).jobs.ended())
+		return fmt.Errorf("%w\n%s", err, s.jobs.ended())
 	}
 	if h.Slot != slot || h.Version != version {
 		return fmt.Errorf("slot %s booted with version %s, want slot %s with %s", h.Slot, h.Version, slot, version)
@@ -166,6 +187,18 @@ func (s *story) wrote(d *qemu.Device, label string, want int64) error {
 		// A look at a file of the host; the guest does not notice.
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// agent waits until the device program of this boot takes commands.
+func (s *story) agent(d *qemu.Device) error {
+	// A loop in the guest, so that a slow one is not kept busy by questions.
+	res, err := d.Run(s.ctx, qemu.Command{
+		Argv: []string{"sh", "-c", "until [ -S /run/tandem/updater.sock ]; do sleep 0.2; done"}, Timeout: bootLimit,
+	})
+	if err == nil && res.Code != 0 {
+		err = fmt.Errorf("the device program does not take commands: exit code %d %s", res.Code, res.Stderr)
+	}
+	return err
 }
 
 // plug puts files on a stick and plugs it in: device plug NAME FILE….

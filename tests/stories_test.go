@@ -196,6 +196,23 @@ func (j *jobs) start(name string, run func() (qemu.Result, error)) error {
 	return nil
 }
 
+// failed says whether a job has ended with an exit code other than 0.
+func (j *jobs) failed() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, end := range j.end {
+		select {
+		case e := <-end:
+			end <- e
+			if e.err == nil && e.res.Code != 0 {
+				return true
+			}
+		default:
+		}
+	}
+	return false
+}
+
 // ended says how the jobs ended that nobody waited for yet: what a story needs to
 // tell when the machine does not do what a job should have made it do.
 func (j *jobs) ended() string {
