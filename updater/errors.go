@@ -75,8 +75,8 @@ var (
 // with time: the link, a full disk, a signal. It goes by what verified bytes say; what
 // an untrusted source says about them is for unsound.
 func permanent(err error) bool {
-	if errors.Is(err, external.ErrNoHandler) {
-		return true // it wraps fs.ErrNotExist
+	if among(err, external.ErrNoHandler, ErrAttempts) {
+		return true // though they wrap what would pass
 	}
 	return !unsound(err) && !among(err, fs.ErrNotExist, syscall.EIO, syscall.ENOSPC, syscall.ENOMEM) && among(err,
 		ErrMismatch, ErrMemory, ErrBoard, ErrDowngrade, ErrEpoch, ErrFailedBefore, ErrAttempts, ErrNoDelta, ErrNewerData,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/tandem-ota/tandem/partition"
 	"github.com/tandem-ota/tandem/updater/journal"
@@ -45,24 +46,33 @@ func (u *Updater) readBack(ctx context.Context, src Source, rel release) error {
 			return err
 		}
 		if err := u.readBackOne(ctx, img, leaves); err != nil {
-			// What is on the medium is wrong, whatever the journal thinks: the next
-			// attempt begins this image anew. A medium that never keeps it must not be
-			// worn out by that, so it counts as beginning the release once more.
-			begun := 0
-			u.change(func(j *journal.Journal) {
-				if j.Update != nil && errors.Is(err, partition.ErrMismatch) {
-					j.State = string(Writing)
-					delete(j.Update.Written, img.Name)
-					begun = j.Begin(j.Update.Manifest)
-				}
-			})
-			if begun > u.p.MaxBegun {
-				err = fmt.Errorf("%w: %w", ErrAttempts, err)
-			}
+			err = u.distrust(img, err)
 			return fmt.Errorf("read back %s: %w", img.Name, err)
 		}
 	}
 	return nil
+}
+
+// distrust files what is wrong with an image in the spare slot, whatever the journal
+// thinks of it: the next attempt begins it anew, since a disk that fails a sync may have
+// lost more than the last write. A medium that never keeps it must not be worn out by
+// that, so it counts as beginning the release once more.
+func (u *Updater) distrust(img manifest.Image, err error) error {
+	if !errors.Is(err, partition.ErrMismatch) && !errors.Is(err, syscall.EIO) {
+		return err
+	}
+	begun := 0
+	u.change(func(j *journal.Journal) {
+		if j.Update != nil {
+			j.State = string(Writing)
+			delete(j.Update.Written, img.Name)
+			begun = j.Begin(j.Update.Manifest)
+		}
+	})
+	if begun > u.p.MaxBegun {
+		return fmt.Errorf("%w: %w", ErrAttempts, err)
+	}
+	return err
 }
 
 func (u *Updater) readBackOne(ctx context.Context, img manifest.Image, leaves []byte) error {

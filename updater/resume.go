@@ -47,7 +47,7 @@ func (u *Updater) Resume(ctx context.Context) error {
 	case Reverted, Skipped:
 		return u.reverted(record, action)
 	case Rewrite:
-		return u.rewrite(record)
+		return u.rewrite(ctx, record)
 	case Alarm:
 		u.mu.Lock()
 		u.alarm = fmt.Sprintf("slot %s runs; boot record: %v (%v)", u.running.Slot, record, err)
@@ -77,6 +77,10 @@ func (u *Updater) reverted(record bootctl.Record, action Action) error {
 		// that may be tried again is bounded by the number of times a release may be begun.
 		if action != Skipped {
 			j.Fail(journal.Failure{Manifest: j.Update.Manifest, Version: j.Update.Version, Reason: strings.TrimSpace(reason + " " + check)})
+			if j.Want != nil && j.Want.Manifest == j.Update.Manifest {
+				// An order that insists insists once.
+				unwant(j, "reverted: "+reason)
+			}
 		}
 	})
 	if record.Trying != "" {
@@ -149,29 +153,41 @@ func (u *Updater) why(record bootctl.Record, action Action) (reason, check, deta
 }
 
 // rewrite gives the device a boot record again. What runs was verified by the first
-// program, so it is the one thing known to be good; the other slot is trusted if its
+// program, so it is the one thing known to boot; the other slot is trusted if its
 // record is whole and signed.
-func (u *Updater) rewrite(old bootctl.Record) error {
+//
+// What was on trial when the record was lost stays on trial: it has proven nothing yet.
+// The copy that is written only at commit tells, and so does the journal.
+func (u *Updater) rewrite(ctx context.Context, old bootctl.Record) error {
+	j := u.journal()
 	next := bootctl.Record{Good: u.running.Slot, A: bootctl.Bad, B: bootctl.Bad}
-	for _, slot := range []bootctl.Slot{bootctl.A, bootctl.B} {
-		_, _, _, err := u.p.held(slot)
-		// What was being written when the record was lost may have an old slot record
-		// only if it had not been touched yet.
-		if slot != u.running.Slot && (err != nil || u.journal().Update != nil) {
-			continue
+	_, _, _, err := u.p.held(u.spare())
+	whole := err == nil
+	tried := old.Confirmed == u.spare() || j.Update != nil && j.Update.Slot == string(u.running.Slot) && (State(j.State) == Armed || State(j.State) == Trial)
+	switch {
+	case whole && tried:
+		next = bootctl.Record{
+			Good: u.spare(), Trying: u.running.Slot, Tries: u.running.Manifest.Trial.Tries, A: bootctl.OK, B: bootctl.OK,
 		}
-		if slot == bootctl.A {
-			next.A = bootctl.OK
-		} else {
-			next.B = bootctl.OK
-		}
+	case u.running.Slot == bootctl.A:
+		next.A = bootctl.OK
+	default:
+		next.B = bootctl.OK
+	}
+	// What was being written when the record was lost may have an old slot record only
+	// if it had not been touched yet.
+	if whole && j.Update == nil {
+		next.A, next.B = bootctl.OK, bootctl.OK
 	}
 	u.p.Log.Warn("no copy of the boot record is whole, writing it anew", "confirmed", old.Confirmed, "record", next.String())
 	if err := u.p.Record.Save(next); err != nil {
 		return fmt.Errorf("write the boot record anew: %w", err)
 	}
 	u.event("boot record rewritten", next.String())
-	if j := u.journal(); j.Update != nil && (State(j.State) == Armed || State(j.State) == Trial) {
+	if next.Trying == u.running.Slot {
+		return u.probation(ctx)
+	}
+	if j.Update != nil && (State(j.State) == Armed || State(j.State) == Trial) {
 		u.conclude(transport.Failed, transport.ReasonBoot, "", "the boot record was lost during the trial")
 	}
 	return nil
@@ -182,6 +198,16 @@ func (u *Updater) rewrite(old bootctl.Record) error {
 func (u *Updater) repeatVerdict() {
 	if last := u.journal().Last; last != nil {
 		_ = u.p.Link.Verdict(u.verdict(*last))
+	}
+}
+
+const rolledBack = "rolled back by an operator"
+
+// unwant ends the desired state: without it, the fleet's order would at once bring back
+// what was just left. The next statement is followed again.
+func unwant(j *journal.Journal, why string) {
+	if j.Want != nil && j.Want.Refused == "" {
+		j.Want.Refused = why
 	}
 }
 
@@ -197,7 +223,8 @@ func (u *Updater) Rollback(ctx context.Context, force bool) error {
 	}
 	if record.Trying == u.running.Slot {
 		// Resume is at it and keeps everybody else from the slots; this ends what it does.
-		return u.giveUp(transport.ReasonOperator, "", "rolled back by an operator")
+		u.change(func(j *journal.Journal) { unwant(j, rolledBack) })
+		return u.giveUp(transport.ReasonOperator, "", rolledBack)
 	}
 	if !u.busy.TryLock() {
 		return ErrBusy
@@ -234,6 +261,7 @@ func (u *Updater) Rollback(ctx context.Context, force bool) error {
 		return fmt.Errorf("slot %s, release %s: %w: data has schema %d, it writes %d", u.spare(), m.Version, ErrNewerData, have, m.DataSchema.Version)
 	}
 	if err := u.must(func(j *journal.Journal) {
+		unwant(j, rolledBack)
 		j.State = string(Written)
 		j.Update = &journal.Update{
 			ID: u.p.NewID(), Manifest: digest, Version: m.Version, Sequence: m.Sequence, Slot: string(u.spare()),

@@ -2,8 +2,9 @@
 //
 // The whole way, and where each part of it is:
 //
-//	message → manifest → verify       Install, verify.go     whose word, for this board, newer, allowed
-//	→ delta apply → slot write        write.go, payload.go   into the spare slot, resumable
+//	message                           accept, run.go         whose word, for this device, not a replay
+//	→ manifest → verify               Install, verify.go     whose word, for this board, newer, allowed
+//	→ delta apply → slot write        write.go               into the spare slot, resumable
 //	→ read back → slot record         finish.go              from the medium, past the caches
 //	→ TPM measure → boot flip → reboot finish.go             ledger, journal, boot record, in this order
 //	→ watchdog armed → health         trial.go               the new slot proves itself, or does not
@@ -71,6 +72,25 @@ type Running struct {
 	Digest   manifest.Digest
 }
 
+// oneAtATime is a boot record that several goroutines may ask for; a bootctl.Store is
+// for one.
+type oneAtATime struct {
+	mu    sync.Mutex
+	store bootctl.Store
+}
+
+func (o *oneAtATime) Load() (bootctl.Record, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.store.Load()
+}
+
+func (o *oneAtATime) Save(r bootctl.Record) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.store.Save(r)
+}
+
 // turn is a lock that is held for minutes, while a program of the system runs.
 type turn chan struct{}
 
@@ -92,6 +112,7 @@ func (t turn) end() { <-t }
 // program checked that before it started the system, and an updater that finds it
 // different is on another machine than it thinks.
 func New(p Parts) (*Updater, error) {
+	p.Record = &oneAtATime{store: p.Record}
 	if p.Log == nil {
 		p.Log = slog.New(slog.DiscardHandler)
 	}
@@ -221,9 +242,11 @@ func (u *Updater) interrupted(ctx context.Context, rel release, err error) error
 	switch {
 	case errors.Is(context.Cause(ctx), ErrCancelled):
 		err = fmt.Errorf("%w: %w", ErrCancelled, err)
+		u.takeBack(rel.m)
 		u.conclude(transport.Failed, transport.ReasonOperator, "", "cancelled")
 	case errors.Is(context.Cause(ctx), ErrSuperseded):
 		err = fmt.Errorf("%w: %w", ErrSuperseded, err)
+		u.takeBack(rel.m)
 		u.conclude(transport.Failed, "superseded", "", ErrSuperseded.Error())
 	case ctx.Err() != nil:
 		// Shutting down. The journal knows where to go on.
@@ -231,6 +254,7 @@ func (u *Updater) interrupted(ctx context.Context, rel release, err error) error
 		u.change(func(j *journal.Journal) {
 			j.Fail(journal.Failure{Manifest: rel.digest, Version: rel.m.Version, Reason: err.Error()})
 		})
+		u.takeBack(rel.m)
 		u.conclude(transport.Failed, "install", "", err.Error())
 	}
 	return err

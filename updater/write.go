@@ -66,9 +66,10 @@ func (u *Updater) write(ctx context.Context, src Source, p payload) error {
 	defer step.done()
 	u.meter.start(u, "writing", p.image.Name, p.image.Size, from)
 	checkpoint := from
+	var medium error // what the spare slot itself could not do
 	err = u.rebuild(ctx, src, p, from, leaves, step, func(leaf []byte) error {
-		if err := w.WriteLeaf(leaf); err != nil {
-			return err
+		if medium = w.WriteLeaf(leaf); medium != nil {
+			return medium
 		}
 		step.progress()
 		u.meter.advance(w.Offset(), w.Counters())
@@ -77,19 +78,23 @@ func (u *Updater) write(ctx context.Context, src Source, p payload) error {
 		}
 		// The data before the journal: a journal that runs ahead would make a resumed
 		// installation trust bytes that the medium never got.
-		durable, err := w.Checkpoint()
-		if err != nil {
-			return err
+		var durable int64
+		if durable, medium = w.Checkpoint(); medium != nil {
+			return medium
 		}
 		checkpoint = durable
 		account(durable)
 		return nil
 	})
 	if err == nil {
-		err = w.Finish()
+		medium = w.Finish()
+		err = medium
 	}
 	if err != nil {
 		account(checkpoint)
+		if medium != nil {
+			err = u.distrust(p.image, err)
+		}
 		return err
 	}
 	account(p.image.Size)
