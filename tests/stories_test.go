@@ -15,12 +15,14 @@ package tests
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -98,16 +100,27 @@ func setUp(env *testscript.Env, f *factory.Factory, root string) error {
 	name := strings.TrimPrefix(filepath.Base(env.WorkDir), "script-")
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &story{ctx: ctx, factory: f, logs: filepath.Join(root, "build", "stories", name)}
-	if err := os.RemoveAll(s.logs); err != nil {
+	if err := os.MkdirAll(filepath.Dir(s.logs), 0o755); err != nil {
 		cancel()
 		return err
 	}
-	if err := os.MkdirAll(s.logs, 0o755); err != nil {
+	// Two runs of a story in one tree would take each other's disk away.
+	lock, err := os.OpenFile(s.logs+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
 		cancel()
 		return err
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		cancel()
+		return errors.Join(fmt.Errorf("another process plays the story %s in this tree: %w", name, err), lock.Close())
+	}
+	if err := errors.Join(os.RemoveAll(s.logs), os.MkdirAll(s.logs, 0o755)); err != nil {
+		cancel()
+		return errors.Join(err, lock.Close())
 	}
 	env.Values[storyKey{}] = s
 	env.Defer(func() {
+		defer lock.Close()
 		s.broker.stop()
 		if s.device != nil {
 			s.device.Cut()
