@@ -144,3 +144,25 @@ func TestHandlersTakeBack(t *testing.T) {
 		}
 	})
 }
+
+// So do they when another release takes the place of one that was interrupted, even
+// after a restart.
+func TestHandlersTakeBackSuperseded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		var verbs []string
+		d.handler = func(img manifest.Image, verb string, _ io.Reader) (bool, error) {
+			verbs = append(verbs, verb)
+			require.Equal(t, "modem", img.Target)
+			require.Equal(t, manifest.DigestOf(d.w.by["2.8.0-external"].images["modem"]), img.Digest)
+			if verb == "write" {
+				return false, external.ErrNotNow
+			}
+			return false, nil
+		}
+		require.ErrorIs(t, d.install(d.start(), "2.8.0-external", Options{}), external.ErrNotNow)
+		require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+		require.Equal(t, []string{"prepare", "write", "revert"}, verbs)
+		d.settled(d.start(), "2.0.0")
+	})
+}

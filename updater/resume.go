@@ -92,9 +92,7 @@ func (u *Updater) reverted(record bootctl.Record, action Action) error {
 			return fmt.Errorf("clear the trial of slot %s: %w", record.Trying, err)
 		}
 	}
-	if m, _, _, err := u.p.held(u.spare()); err == nil {
-		u.takeBack(m)
-	}
+	u.takeBack(u.journal().Update)
 	u.mu.Lock()
 	u.j.Update.Tries -= record.Tries // used, from here on; conclude saves it
 	u.mu.Unlock()
@@ -107,6 +105,7 @@ func (u *Updater) lost() *journal.Update {
 	up := &journal.Update{ID: u.p.NewID(), Slot: string(u.spare()), Started: u.p.Now().Unix(), Version: "unknown", Manifest: manifest.DigestOf(nil)}
 	if m, digest, _, err := u.p.held(u.spare()); err == nil {
 		up.Manifest, up.Version, up.Sequence, up.Tries = digest, m.Version, m.Sequence, m.Trial.Tries
+		up.Prepared = externals(m)
 	}
 	return up
 }

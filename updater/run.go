@@ -153,6 +153,7 @@ func (u *Updater) abandon() {
 	if j.Update == nil || j.Want == nil || j.Update.Manifest == j.Want.Manifest || State(j.State) != Writing && State(j.State) != Written {
 		return
 	}
+	u.takeBack(j.Update)
 	u.conclude(transport.Failed, "superseded", "", "release "+j.Want.Version+" was asked for instead")
 }
 
@@ -238,6 +239,9 @@ func (u *Updater) refuse(want journal.Want, err error) {
 	if errors.Is(err, ErrNoDelta) && want.Full == transport.FullWait {
 		u.p.Log.Warn("waiting for leave to download the whole images", "err", err)
 		return
+	}
+	if up := u.journal().Update; up != nil && up.Manifest == want.Manifest {
+		u.takeBack(up)
 	}
 	var verdict *journal.Verdict
 	u.change(func(j *journal.Journal) {

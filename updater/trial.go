@@ -33,7 +33,7 @@ func (u *Updater) probation(ctx context.Context) error {
 			// The journal is lost or of another time. The trial is real all the same.
 			j.Update = &journal.Update{
 				ID: u.p.NewID(), Manifest: u.running.Digest, Version: m.Version, Sequence: m.Sequence,
-				Slot: string(u.running.Slot), Tries: m.Trial.Tries, Started: u.p.Now().Unix(),
+				Slot: string(u.running.Slot), Tries: m.Trial.Tries, Started: u.p.Now().Unix(), Prepared: externals(m),
 			}
 		}
 		j.State = string(Trial)
@@ -421,6 +421,18 @@ func (u *Updater) prepare(ctx context.Context) error {
 
 func isExternal(img manifest.Image) bool { return img.Type == manifest.TypeExternal }
 
+// externals returns the external images of a release, without their payloads.
+func externals(m manifest.Manifest) []manifest.Image {
+	var images []manifest.Image
+	for _, img := range m.Images {
+		if isExternal(img) {
+			img.Payloads, img.Verity = nil, nil
+			images = append(images, img)
+		}
+	}
+	return images
+}
+
 // handlers tells the programs of external images how the update ended.
 func (u *Updater) handlers(ctx context.Context, verb string, m manifest.Manifest, images []manifest.Image) error {
 	var errs []error
@@ -435,11 +447,16 @@ func (u *Updater) handlers(ctx context.Context, verb string, m manifest.Manifest
 	return errors.Join(errs...)
 }
 
-// takeBack tells the handlers that the update came to nothing (release/FORMAT.md).
-func (u *Updater) takeBack(m manifest.Manifest) {
-	if err := u.handlers(context.Background(), "revert", m, m.Images); err != nil {
+// takeBack tells the handlers that were asked to prepare that the update came to nothing
+// (release/FORMAT.md). It comes before the verdict: a power cut in between says it again.
+func (u *Updater) takeBack(up *journal.Update) {
+	if up == nil {
+		return
+	}
+	m := manifest.Manifest{Product: u.running.Manifest.Product, Version: up.Version, Sequence: up.Sequence}
+	if err := u.handlers(context.Background(), "revert", m, up.Prepared); err != nil {
 		u.setErr(err)
-		u.p.Log.Error("take back", "release", m.Version, "err", err)
+		u.p.Log.Error("take back", "release", up.Version, "err", err)
 	}
 }
 

@@ -242,11 +242,11 @@ func (u *Updater) interrupted(ctx context.Context, rel release, err error) error
 	switch {
 	case errors.Is(context.Cause(ctx), ErrCancelled):
 		err = fmt.Errorf("%w: %w", ErrCancelled, err)
-		u.takeBack(rel.m)
+		u.takeBack(u.journal().Update)
 		u.conclude(transport.Failed, transport.ReasonOperator, "", "cancelled")
 	case errors.Is(context.Cause(ctx), ErrSuperseded):
 		err = fmt.Errorf("%w: %w", ErrSuperseded, err)
-		u.takeBack(rel.m)
+		u.takeBack(u.journal().Update)
 		u.conclude(transport.Failed, "superseded", "", ErrSuperseded.Error())
 	case ctx.Err() != nil:
 		// Shutting down. The journal knows where to go on.
@@ -254,7 +254,7 @@ func (u *Updater) interrupted(ctx context.Context, rel release, err error) error
 		u.change(func(j *journal.Journal) {
 			j.Fail(journal.Failure{Manifest: rel.digest, Version: rel.m.Version, Reason: err.Error()})
 		})
-		u.takeBack(rel.m)
+		u.takeBack(u.journal().Update)
 		u.conclude(transport.Failed, "install", "", err.Error())
 	}
 	return err

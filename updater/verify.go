@@ -214,6 +214,7 @@ func (u *Updater) begin(rel release, o Options) error {
 			u.change(func(j *journal.Journal) { j.Update.Force, j.Update.Counter = o.Force, o.Counter })
 			return u.invalidate()
 		}
+		u.takeBack(j.Update)
 		u.conclude(transport.Failed, "superseded", "", "release "+rel.String()+" was asked for instead")
 	}
 	if err := u.must(func(j *journal.Journal) {

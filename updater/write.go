@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/tandem-ota/tandem/partition"
@@ -240,6 +241,17 @@ func (u *Updater) downloaded(n int64) {
 // interruption; what the handler has is the handler's to know.
 func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) error {
 	m := p.manifest
+	// Before the handler does anything that it would have to take back.
+	if err := u.must(func(j *journal.Journal) {
+		told := func(img manifest.Image) bool { return img.Name == p.image.Name }
+		if !slices.ContainsFunc(j.Update.Prepared, told) {
+			img := p.image
+			img.Payloads, img.Verity = nil, nil
+			j.Update.Prepared = append(slices.Clone(j.Update.Prepared), img)
+		}
+	}); err != nil {
+		return err
+	}
 	done, err := u.p.Handlers.Run(ctx, m, p.image, "prepare", nil)
 	if err != nil || done {
 		return err

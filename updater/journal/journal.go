@@ -78,6 +78,9 @@ type Update struct {
 	BootID   string           `json:"boot_id,omitempty"` // of the boot in which the trial was armed
 	Started  int64            `json:"started,omitempty"`
 	Counter  uint64           `json:"counter,omitempty"` // of the statement that asked for it
+	// Prepared are the external images whose handlers were asked to prepare, without
+	// their payloads: they have to hear how the update ends.
+	Prepared []manifest.Image `json:"prepared,omitempty"`
 	// DataSchema is the layout of the kept data before the trial.
 	DataSchema int  `json:"data_schema,omitempty"`
 	Cost       Cost `json:"cost"`
