@@ -30,6 +30,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/tandem-ota/tandem/boards/image"
 )
@@ -159,6 +161,9 @@ func (a archive) bootstrap(ctx context.Context, l Lock, out string) error {
 	// No signature: every package was just compared with its hash in the lock.
 	args = append(args, "bookworm", out+".new", "deb [trusted=yes] copy://"+repo+" ./")
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+	// Killed outright it would leave its mounts.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = time.Minute
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "SOURCE_DATE_EPOCH="+strconv.FormatInt(image.Epoch.Unix(), 10))
 	said, err := os.Create(out + ".log")
 	if err != nil {
