@@ -47,5 +47,5 @@ image: setup  ## a disk image of the board qemu-x86_64 in build/image
 	$(go) run ./tests/factory/cmd/factory -o build/image -system $(SYSTEM)
 
 clean:  ## removes what was built; build/kernel, build/debian and .cache stay
-	rm -rf build/bin build/factory build/stories build/lab build/image build/*.log build/*.txt
+	rm -rf build/bin build/factory build/stories build/lab build/image build/demo build/*.log build/*.txt
 	$(go) clean -testcache
