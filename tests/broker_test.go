@@ -208,9 +208,9 @@ func (s *story) service(name string, ready *regexp.Regexp, argv ...string) ([]st
 	case <-gone:
 		cancel()
 		return nil, nil, fmt.Errorf("%s ended before it was ready; see %s", name, log.Name())
-	case <-time.After(time.Minute):
+	case <-time.After(eventLimit):
 		stop()
-		return nil, nil, fmt.Errorf("%s was not ready in a minute; see %s", name, log.Name())
+		return nil, nil, fmt.Errorf("%s did not say %q in %s; see %s", name, ready, eventLimit, log.Name())
 	}
 }
 
