@@ -242,7 +242,7 @@ func (d *device) core(link updater.Link, keeper *watchdog.Keeper) (*updater.Upda
 		Attempts: func() ([]bootreport.Attempt, error) { return bootreport.Attempts(bootreport.AttemptsPath) },
 		Lock:     lock, Reboot: d.reboot, Now: time.Now, NewID: newID,
 		Memory: d.config.MemoryMiB << 20, Checkpoint: d.config.CheckpointMiB << 20, MaxBegun: d.config.MaxAttempts,
-		Log: d.log, TPM: d.tpmReport,
+		Log: d.log, TPM: d.tpmReport, Uptime: uptime,
 	}
 	if d.ledger != nil {
 		p.Ledger = ledger{d}
@@ -287,6 +287,15 @@ func (l ledger) Install(id string, digest [32]byte) error {
 		return nil
 	}
 	return err
+}
+
+// uptime is the time since this boot began, that in suspension included.
+func uptime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
 }
 
 func newID() string {
