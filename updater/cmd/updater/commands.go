@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/partition"
@@ -25,6 +26,9 @@ import (
 
 // version is set by the Makefile (-X main.version).
 var version = "development"
+
+// agentStart is how long an agent may take from holding the boot record to listening.
+const agentStart = 15 * time.Second
 
 var errUsage = errors.New("usage: updater run|install|status|commit|rollback|cancel|verify|doctor|version; see updater -h")
 
@@ -121,14 +125,21 @@ func change(ctx context.Context, verb string, stdout io.Writer, o options) error
 		printProgress(stdout, p, o.json)
 	}
 	client, err := control.Dial(control.Socket)
-	if err == nil {
+	if errors.Is(err, control.ErrNoAgent) && verb != "cancel" {
+		if err = alone(ctx, verb, request, show); errors.Is(err, partition.ErrBusy) {
+			// Somebody holds the boot record: an agent that is just starting, which will
+			// listen in a moment, or another command.
+			if starting, late := awaitAgent(ctx); late == nil {
+				client, err = starting, nil
+			}
+		}
+	}
+	if err == nil && client != nil {
 		err = client.Do(ctx, verb, request, show)
 		// The agent may be gone before its last line is out; what was asked for is done.
 		if failure := (*control.Failure)(nil); rebooting && !errors.As(err, &failure) {
 			err = nil
 		}
-	} else if errors.Is(err, control.ErrNoAgent) && verb != "cancel" {
-		err = alone(ctx, verb, request, show)
 	}
 	if err != nil {
 		return err
@@ -138,6 +149,25 @@ func change(ctx context.Context, verb string, stdout io.Writer, o options) error
 	}
 	_, err = fmt.Fprintln(stdout, verb+": done")
 	return err
+}
+
+// awaitAgent waits for an agent to listen, for as long as one may take to start.
+func awaitAgent(ctx context.Context) (*control.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, agentStart)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		client, err := control.Dial(control.Socket)
+		if err == nil {
+			return client, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-tick.C:
+		}
+	}
 }
 
 // alone does the verb without an agent. The boot record is opened for this process
