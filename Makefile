@@ -5,7 +5,7 @@ SHELL := /bin/bash
 SYSTEM ?= tiny
 STORY ?=
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit stories lint size bench image clean
+.PHONY: help setup demo test unit stories long lint size bench image clean
 
 # The go command of the version in go.mod, fetched if the machine has none; as a
 # name on PATH, because tests and factory call it too.
@@ -32,6 +32,9 @@ unit: setup  ## unit tests only
 
 stories: setup  ## the stories only (STORY=name for one)
 	$(go) test -v -count=1 -timeout 50m -parallel 2 -run 'TestStories/$(STORY)' ./tests
+
+long: setup  ## the Debian stories: update over MQTT, and five power cuts during it
+	TANDEM_LONG=1 $(go) test -v -count=1 -timeout 80m -run 'TestLong/$(STORY)' ./tests
 
 lint: setup  ## form, vet, and the rules of this tree
 	@.ci/lint.sh
