@@ -120,6 +120,12 @@ func (u *Updater) measure(rel release) error {
 // The journal first: were it the boot record, a power cut in between would boot a
 // new system that finds a journal still writing into the slot it runs from.
 func (u *Updater) arm(rel release) error {
+	// What an earlier trial said last must not be taken for words of this one.
+	if u.trialLog() != nil {
+		if err := u.p.Store.Put(trialLogName, nil); err != nil {
+			u.p.Log.Debug("trial log not emptied", "err", err)
+		}
+	}
 	if err := u.must(func(j *journal.Journal) {
 		j.State = string(Armed)
 		j.Update.BootID = u.p.Boot.BootID
