@@ -31,7 +31,7 @@ func TestFilesOfAProduct(t *testing.T) {
 	product := paths(t, Agent, "")
 	for path, content := range paths(t, Agent, "port") {
 		if _, ok := product[path]; !ok {
-			require.Regexp(t, `lab\.conf$|/tandem-port\.service$|/usr/lib/tandem/tiny$`, path)
+			require.Regexp(t, `lab\.conf$|/tandem-port\.service$|/updater-peak\.service$|/usr/lib/tandem/tiny$`, path)
 			continue
 		}
 		require.Equal(t, content, product[path], path)
