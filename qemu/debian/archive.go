@@ -188,7 +188,7 @@ func (a archive) fetch(ctx context.Context, n int, want Lock) (Lock, error) {
 	if err != nil {
 		return Lock{}, err
 	}
-	fmt.Fprintf(a.log, "debian: the mirror no longer has all packages of lock %d; the nearest are taken, `make debian-lock` pins them:\n", n)
+	fmt.Fprintf(a.log, "debian: the mirror no longer has all packages of lock %d; the nearest are taken, `mkdebian lock` pins them:\n", n)
 	for _, line := range want.Differences(now) {
 		fmt.Fprintf(a.log, "debian:   %s\n", line)
 	}
