@@ -225,18 +225,11 @@ func (u *Updater) Rollback(ctx context.Context, force bool) error {
 		u.change(func(j *journal.Journal) { unwant(j, rolledBack) })
 		return u.giveUp(transport.ReasonOperator, "", rolledBack)
 	}
-	if !u.busy.TryLock() {
-		return ErrBusy
-	}
-	defer u.busy.Unlock()
-	unlock, err := u.p.Lock()
+	unlock, err := u.claim()
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if u.down() {
-		return ErrRebooting
-	}
 	if record, err = u.p.Record.Load(); err != nil {
 		return fmt.Errorf("boot record: %w", err)
 	}

@@ -153,18 +153,11 @@ type Options struct {
 // and installing the same release again goes on there. Errors that the caller may
 // tell apart are in errors.go.
 func (u *Updater) Install(ctx context.Context, src Source, o Options) (err error) {
-	if !u.busy.TryLock() {
-		return ErrBusy
-	}
-	defer u.busy.Unlock()
-	unlock, err := u.p.Lock()
+	unlock, err := u.claim()
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if u.down() {
-		return ErrRebooting
-	}
 	ctx, done := u.cancellable(ctx)
 	defer done()
 	defer func() {
@@ -202,6 +195,28 @@ func (u *Updater) Install(ctx context.Context, src Source, o Options) (err error
 		return nil
 	}
 	return u.reboot("start the trial of " + rel.String())
+}
+
+// claim takes the slots for one piece of work, against this process and all others,
+// until the returned function is called. It is ErrBusy if they are taken, and
+// ErrRebooting if the machine is on its way down.
+func (u *Updater) claim() (func(), error) {
+	if !u.busy.TryLock() {
+		return nil, ErrBusy
+	}
+	unlock, err := u.p.Lock()
+	if err == nil && u.down() {
+		unlock()
+		err = ErrRebooting
+	}
+	if err != nil {
+		u.busy.Unlock()
+		return nil, err
+	}
+	return func() {
+		unlock()
+		u.busy.Unlock()
+	}, nil
 }
 
 // spare is the slot that does not run: the only one that is ever written.
