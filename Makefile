@@ -33,7 +33,7 @@ unit: setup  ## unit tests only
 stories: setup  ## the stories only (STORY=name for one)
 	$(go) test -v -count=1 -timeout 50m -parallel 2 -run 'TestStories/$(STORY)' ./tests
 
-long: setup  ## the Debian stories: update over MQTT, and five power cuts during it
+long: setup  ## five power cuts during an update of Debian
 	TANDEM_LONG=1 $(go) test -v -count=1 -timeout 80m -run 'TestLong/$(STORY)' ./tests
 
 lint: setup  ## form, vet, and the rules of this tree

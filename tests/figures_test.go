@@ -3,8 +3,6 @@ package tests
 import (
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -31,9 +29,5 @@ func memoryCmd(ts *testscript.TestScript, neg bool, args []string) {
 	const mib = 1 << 20
 	line := fmt.Sprintf("memory, %-36s RSS %5.1f MiB (anonymous %.1f), peak %5.1f MiB\n", args[0], float64(m.RSS)/mib, float64(m.Anon)/mib, float64(m.Peak)/mib)
 	ts.Logf("%s", line)
-	f, err := os.OpenFile(filepath.Join(s.logs, "..", "..", "memory.txt"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	ts.Check(err)
-	_, err = f.WriteString(line)
-	ts.Check(err)
-	ts.Check(f.Close())
+	ts.Check(note(s, line))
 }

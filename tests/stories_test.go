@@ -29,6 +29,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tandem-ota/tandem/qemu"
+	"github.com/tandem-ota/tandem/qemu/debian"
 	"github.com/tandem-ota/tandem/tests/factory"
 )
 
@@ -47,11 +48,10 @@ func TestStories(t *testing.T) {
 	if testing.Short() {
 		t.Skip("stories take minutes; left out by -short")
 	}
-	if err := qemu.Check(qemu.Config{TPM: true}); err != nil {
-		unavailable(t, err)
-	}
-	if err := oracles(); err != nil {
-		unavailable(t, err)
+	for _, err := range []error{qemu.Check(qemu.Config{TPM: true}), oracles(), debian.Check()} {
+		if err != nil {
+			unavailable(t, err)
+		}
 	}
 	root, err := filepath.Abs("..")
 	require.NoError(t, err)
