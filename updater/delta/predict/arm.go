@@ -1,0 +1,107 @@
+package predict
+
+import "encoding/binary"
+
+// Both walks take an instruction at every multiple of 4 of the old address and
+// rely on the Arm Architecture Reference Manual (DDI 0487, chapter C6, for A64;
+// DDI 0406, chapter A8, for A32).
+
+// adrp is the page that a register was last set to.
+type adrp struct {
+	at   int    // where in the bytes, plus 1; 0: the register holds something else
+	page uint64 // as the old file says
+	next uint64 // as the new one will, once a second instruction completed the address
+	done bool
+}
+
+// arm64 rewrites B and BL, and ADRP together with the ADD or the load or store that
+// completes the address.
+func (w *work) arm64() {
+	var regs [32]adrp
+	for i := int(-w.addr & 3); i+4 <= len(w.b); i += 4 {
+		c := binary.LittleEndian.Uint32(w.b[i:])
+		rd, rn := c&31, c>>5&31
+		switch {
+		case c&0x7c000000 == 0x14000000: // B, BL
+			w.branch(i, c, 26, 0)
+			if c>>31 == 1 { // a call may change x0 to x18
+				clear(regs[:19])
+			} else {
+				clear(regs[:])
+			}
+		case c&0x9f000000 == 0x90000000: // ADRP
+			imm := int64(int32(c<<8)>>13)<<2 | int64(c>>29&3)
+			regs[rd] = adrp{at: i + 1, page: (w.addr+uint64(i))&^0xfff + uint64(imm)<<12}
+		case c&0xffc00000 == 0x91000000: // ADD, 64 bits, immediate not shifted
+			w.low(i, c, &regs[rn], 0)
+			regs[rd].at = 0
+		case c&0x3b000000 == 0x39000000: // load or store, unsigned offset
+			scale := c >> 30
+			if c&0x04800000 == 0x04800000 && scale == 0 {
+				scale = 4
+			}
+			w.low(i, c, &regs[rn], scale)
+			if c&0x04c00000 != 0 && c>>26&1 == 0 {
+				regs[rd].at = 0
+			}
+		case c == 0xd65f03c0: // RET
+			clear(regs[:])
+		case c>>25&15 == 8 || c>>25&15 == 9 || c>>25&7 == 5: // data processing sets rd
+			regs[rd].at = 0
+		case c>>25&5 == 4 && c>>26&1 == 0 && c>>22&1 == 1: // other loads
+			regs[rd].at = 0
+		}
+	}
+}
+
+// branch rewrites the bits of an instruction that count words from it, or from ahead bytes behind it.
+func (w *work) branch(i int, c uint32, bits uint, ahead uint64) {
+	v := int64(int32(c<<(32-bits))) >> (32 - bits)
+	t := w.addr + uint64(i) + ahead + uint64(v)<<2
+	if w.see != nil {
+		w.see(Sight{Pos: w.from + i, Low: -1, Region: w.region, Map: int(w.g.maps[0]), At: t, Value: v << 2, Moved: w.self})
+		return
+	}
+	if shift, ok := w.p.shift(w.g.maps[0], t); ok {
+		mask := uint32(1)<<bits - 1
+		v += (shift - w.self) >> 2
+		binary.LittleEndian.PutUint32(w.b[i:], c&^mask|uint32(v)&mask)
+	}
+}
+
+// low completes the address that an ADRP began.
+func (w *work) low(i int, c uint32, r *adrp, scale uint32) {
+	if r.at == 0 {
+		return
+	}
+	t := r.page + uint64(c>>10&0xfff)<<scale
+	if w.see != nil {
+		w.see(Sight{Pos: w.from + r.at - 1, Low: w.from + i, Region: w.region, Map: int(w.g.maps[0]), At: t, Value: int64(scale), Moved: w.self})
+		return
+	}
+	shift, ok := w.p.shift(w.g.maps[0], t)
+	if !ok {
+		return
+	}
+	t += uint64(shift)
+	if r.done && r.next != t&^0xfff || t&(1<<scale-1) != 0 {
+		return
+	}
+	if !r.done {
+		r.done, r.next = true, t&^0xfff
+		at := r.at - 1
+		a := binary.LittleEndian.Uint32(w.b[at:])
+		imm := uint32((r.next - (w.addr+uint64(at)+uint64(w.self))&^0xfff) >> 12)
+		binary.LittleEndian.PutUint32(w.b[at:], a&^0x60ffffe0|imm&3<<29|imm>>2&0x7ffff<<5)
+	}
+	binary.LittleEndian.PutUint32(w.b[i:], c&^(0xfff<<10)|uint32(t&0xfff)>>scale<<10)
+}
+
+// arm rewrites B, BL and BLX.
+func (w *work) arm() {
+	for i := int(-w.addr & 3); i+4 <= len(w.b); i += 4 {
+		if c := binary.LittleEndian.Uint32(w.b[i:]); c&0x0e000000 == 0x0a000000 {
+			w.branch(i, c, 24, 8)
+		}
+	}
+}

@@ -1,0 +1,355 @@
+// Package predict rewrites address fields in bytes that were copied from an
+// old image to what they have most likely become in the new one.
+//
+// When a program is built again with a small change, most of its code stays as it is but
+// moves, and every call, every reference to data, every relocation, symbol and table entry that
+// says where something is changes with it. Those few bytes, all over the file, cost a delta
+// more than the change itself. A plan says for a frame of the new image where such fields
+// lie, and by how much addresses of the old file are shifted in the new one; both are found on a desk
+// (package elfplan), so that nothing here knows a file format, and nothing is searched for.
+//
+// A prediction is only that: the delta carries the difference between predicted and true
+// bytes. What a plan gets wrong costs bytes, never correctness. FORMAT.md beside this
+// file gives the bytes of a plan and the exact rewriting, which both sides must do alike.
+//
+// Offsets and lengths are in bytes. Addresses are numbers of any kind that
+// shift piecewise by constants: virtual addresses, indexes of symbols, identities of types.
+package predict
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+)
+
+// Limits of a plan. All tables of a Plan together take at most 288 KiB.
+const (
+	MaxSteps   = 8192
+	MaxMaps    = 1024
+	MaxLayouts = 32
+	MaxFields  = 8 // of a layout
+	MaxRegions = 3072
+
+	// MaxOffset is the end of the largest image.
+	MaxOffset = 1 << 40
+)
+
+// ErrPlan means that a stream is no plan, or is beyond the limits. The delta is of no use.
+var ErrPlan = errors.New("not a prediction plan")
+
+// A Plan says what to rewrite in one frame. Its zero value rewrites nothing.
+// A Plan is for one goroutine at a time.
+type Plan struct {
+	steps   []step
+	maps    []shiftMap
+	layouts []layout
+	regions []region
+
+	last int // the step that was looked up last, as the next is often the same
+}
+
+// step is where the shift of addresses changes.
+type step struct {
+	at    uint64
+	shift int64
+}
+
+// shiftMap is steps[first:past]; addresses from end on, and those before
+// the first step, are no addresses.
+type shiftMap struct {
+	first, past int32
+	end         uint64
+}
+
+// region is a stretch of the new image whose fields are of one kind.
+type region struct {
+	start, end int64
+	a          uint64 // what makes a value, or an offset of the old image, an address
+	d          int64  // how much that is less for the new image
+	kind       uint8
+	maps       [slots]uint16
+}
+
+const slots = 4 // maps that a region may use
+
+// Kinds of regions. Those from KindWords on are words of layout kind-KindWords.
+const (
+	KindX86    = iota // x86-64 instructions
+	KindARM64         // A64 instructions
+	KindARM           // A32 instructions
+	KindTypes         // the type section of BTF, from a type on
+	KindFrames        // entries of .eh_frame, from an entry on
+	KindWords
+)
+
+// layout is how a table of equal entries looks.
+type layout struct {
+	stride int32
+	flags  uint8
+	slots  uint8
+	count  uint8
+	fields [MaxFields]field
+}
+
+// Flags of a layout.
+const (
+	layoutBase  = 1 << iota // regions have a and d
+	layoutIndex             // a is given in units of 2^32
+)
+
+type field struct {
+	offset   uint16
+	width    uint8 // 2, 4 or 8 bytes, a signed number
+	mode     uint8
+	slot     uint8
+	key      uint16 // where the key lies in the entry
+	keyWidth uint8
+	add      int8 // what to add to the value to look it up
+}
+
+// Modes of fields: what has to be added to the value to make it an address.
+const (
+	modePlain = iota // nothing
+	modeBase         // a of the region
+	modeSelf         // the field's own address
+	modeKeyed        // another field of the entry, times 2^32
+)
+
+// Parse reads a plan; it replaces what p was and uses its memory again.
+// A stream that is none, or is beyond the limits, is ErrPlan.
+func (p *Plan) Parse(stream []byte) error {
+	p.steps, p.maps, p.layouts, p.regions, p.last = p.steps[:0], p.maps[:0], p.layouts[:0], p.regions[:0], 0
+	r := reader{b: stream}
+	p.readMaps(&r)
+	p.readLayouts(&r)
+	p.readRegions(&r)
+	if len(r.b) != 0 {
+		r.fail("%d bytes left over", len(r.b))
+	}
+	if r.err != nil {
+		p.steps, p.maps, p.layouts, p.regions = p.steps[:0], p.maps[:0], p.layouts[:0], p.regions[:0]
+	}
+	return r.err
+}
+
+func (p *Plan) readMaps(r *reader) {
+	n := r.count(MaxMaps)
+	p.maps = slices.Grow(p.maps, n)
+	total := 0
+	for range n {
+		c := r.count(MaxSteps - total)
+		p.maps = append(p.maps, shiftMap{first: int32(total), past: int32(total + c)})
+		total += c
+	}
+	p.steps = slices.Grow(p.steps, total)[:total]
+	for i := range p.maps {
+		m := &p.maps[i]
+		at := uint64(0)
+		for k := m.first; k < m.past; k++ {
+			at = r.after(at, k > m.first)
+			p.steps[k].at = at
+		}
+		m.end = r.after(at, true)
+	}
+	for _, m := range p.maps {
+		shift := int64(0)
+		for k := m.first; k < m.past; k++ {
+			shift += r.signed()
+			p.steps[k].shift = shift
+		}
+	}
+}
+
+func (p *Plan) readLayouts(r *reader) {
+	n := r.count(MaxLayouts)
+	p.layouts = slices.Grow(p.layouts, n)
+	for range n {
+		l := layout{flags: r.byte(), stride: int32(r.count(math.MaxUint16)), count: uint8(r.count(MaxFields))}
+		if l.stride == 0 || l.flags&^(layoutBase|layoutIndex) != 0 {
+			r.fail("layout of stride %d, flags %#x", l.stride, l.flags)
+		}
+		for i := range l.fields[:l.count] {
+			f := &l.fields[i]
+			f.offset, f.width, f.mode, f.slot = uint16(r.count(math.MaxUint16)), r.byte(), r.byte(), r.byte()
+			f.add = int8(r.byte())
+			if f.mode == modeKeyed {
+				f.key, f.keyWidth = uint16(r.count(math.MaxUint16)), r.byte()
+			} else {
+				f.keyWidth = f.width
+			}
+			if !wide(f.width) || !wide(f.keyWidth) || f.mode > modeKeyed || f.slot >= slots ||
+				int32(f.offset)+int32(f.width) > l.stride || int32(f.key)+int32(f.keyWidth) > l.stride {
+				r.fail("field %+v in an entry of %d", *f, l.stride)
+			}
+			l.slots = max(l.slots, f.slot+1)
+		}
+		p.layouts = append(p.layouts, l)
+	}
+}
+
+func wide(n uint8) bool { return n == 2 || n == 4 || n == 8 }
+
+// uses returns how many maps a region of a kind has, and whether a and d are given.
+func (p *Plan) uses(kind uint8) (maps int, base, index bool) {
+	switch kind {
+	case KindTypes:
+		return 2, true, false
+	case KindX86, KindARM64, KindARM, KindFrames:
+		return 1, true, false
+	}
+	l := &p.layouts[kind-KindWords]
+	return int(l.slots), l.flags&layoutBase != 0, l.flags&layoutIndex != 0
+}
+
+func (p *Plan) readRegions(r *reader) {
+	n := r.count(MaxRegions)
+	p.regions = slices.Grow(p.regions, n)[:n]
+	for i := range p.regions {
+		kind := r.byte()
+		if int(kind) >= KindWords+len(p.layouts) {
+			r.fail("kind %d", kind)
+			p.regions = p.regions[:0]
+			return
+		}
+		p.regions[i] = region{kind: kind}
+	}
+	end := int64(0)
+	for i := range p.regions {
+		g := &p.regions[i]
+		g.start = end + r.offset()
+		g.end = g.start
+		end = g.end
+		if g.start > MaxOffset {
+			r.fail("offset %d", g.start)
+			return
+		}
+		// The end goes with the start, so that the next gap counts from it.
+		g.end += r.offset()
+		end = g.end
+		if end > MaxOffset {
+			r.fail("offset %d", end)
+			return
+		}
+	}
+	var a uint64
+	var d int64
+	for i := range p.regions {
+		g := &p.regions[i]
+		if _, base, index := p.uses(g.kind); index {
+			g.a = r.uvarint() << 32
+		} else if base {
+			a += uint64(r.signed())
+			g.a = a
+		}
+	}
+	for i := range p.regions {
+		g := &p.regions[i]
+		if _, base, _ := p.uses(g.kind); base {
+			d += r.signed()
+			g.d = d
+		}
+	}
+	var last [slots]uint16
+	for i := range p.regions {
+		g := &p.regions[i]
+		n, _, _ := p.uses(g.kind)
+		for k := range n {
+			m := int64(last[k]) + r.signed()
+			if m < 0 || m >= int64(len(p.maps)) {
+				r.fail("map %d of %d", m, len(p.maps))
+				return
+			}
+			g.maps[k], last[k] = uint16(m), uint16(m)
+		}
+	}
+}
+
+// shift looks up how far an address moves; false: it is none.
+func (p *Plan) shift(m uint16, t uint64) (int64, bool) {
+	s := &p.maps[m]
+	lo, hi := int(s.first), int(s.past)
+	if lo == hi || t < p.steps[lo].at || t >= s.end {
+		return 0, false
+	}
+	if k := p.last; k >= lo && k < hi && t >= p.steps[k].at && (k+1 == hi || t < p.steps[k+1].at) {
+		return p.steps[k].shift, true
+	}
+	for hi-lo > 1 {
+		if mid := int(uint(lo+hi) / 2); t >= p.steps[mid].at {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	p.last = lo
+	return p.steps[lo].shift, true
+}
+
+// reader takes a stream apart. After an error it returns zeros.
+type reader struct {
+	b   []byte
+	err error
+}
+
+func (r *reader) fail(format string, args ...any) {
+	if r.err == nil {
+		r.err = fmt.Errorf("%w: "+format, append([]any{ErrPlan}, args...)...)
+	}
+	r.b = nil
+}
+
+func (r *reader) byte() byte {
+	if len(r.b) == 0 {
+		r.fail("cut short")
+		return 0
+	}
+	c := r.b[0]
+	r.b = r.b[1:]
+	return c
+}
+
+// uvarint reads up to 64 bits; the tenth byte may only be 1.
+func (r *reader) uvarint() uint64 {
+	var v uint64
+	for i, c := range r.b {
+		if i == 9 && c > 1 {
+			break
+		}
+		v |= uint64(c&0x7f) << (7 * i)
+		if c < 0x80 {
+			r.b = r.b[i+1:]
+			return v
+		}
+		if i == 9 {
+			break
+		}
+	}
+	r.fail("cut short")
+	return 0
+}
+
+func (r *reader) signed() int64 {
+	v := r.uvarint()
+	return int64(v>>1) ^ -int64(v&1)
+}
+
+func (r *reader) count(most int) int {
+	v := r.uvarint()
+	if v > uint64(most) {
+		r.fail("%d where at most %d is allowed", v, most)
+		return 0
+	}
+	return int(v)
+}
+
+func (r *reader) offset() int64 { return int64(r.count(MaxOffset)) }
+
+// after returns the address that is a number behind at, which must not be 0 if strict.
+func (r *reader) after(at uint64, strict bool) uint64 {
+	d := r.uvarint()
+	if at+d < at || strict && d == 0 {
+		r.fail("addresses not ascending")
+	}
+	return at + d
+}

@@ -1,0 +1,174 @@
+package predict
+
+// Operands by opcode, one letter each, in 64-bit mode (Intel SDM volume 2,
+// appendix A; AMD64 manual volume 3, appendix A):
+//
+//	.  none              m  ModRM                 p  prefix
+//	b  imm8              i  ModRM, imm8           x  REX
+//	w  imm16             z  ModRM, imm32          f  0F
+//	d  imm32             t  ModRM, imm8 if /0 /1  V  VEX, 2 bytes
+//	v  imm32 or imm64    T  ModRM, imm32 if /0 /1 W  VEX, 3 bytes
+//	a  64-bit address    r  rel32                 E  EVEX
+//	e  imm16, imm8       ?  not an instruction
+const (
+	oneByte = "mmmmbd??mmmmbd?f" + "mmmmbd??mmmmbd??" + "mmmmbdp?mmmmbdp?" + "mmmmbdp?mmmmbdp?" +
+		"xxxxxxxxxxxxxxxx" + "................" + "??Emppppdzbi...." + "bbbbbbbbbbbbbbbb" +
+		"iz?immmmmmmmmmmm" + "..........?....." + "aaaa....bd......" + "bbbbbbbbvvvvvvvv" +
+		"iiw.WVize.w..b?." + "mmmm???.mmmmmmmm" + "bbbbbbbbrr?b...." + "p.pp..tT......mm"
+	twoByte = "mmmm?.....?.?m.i" + "mmmmmmmmmmmmmmmm" + "mmmm????mmmmmmmm" + "......?.m?i?????" +
+		"mmmmmmmmmmmmmmmm" + "mmmmmmmmmmmmmmmm" + "mmmmmmmmmmmmmmmm" + "iiiimmm.mm??mmmm" +
+		"rrrrrrrrrrrrrrrr" + "mmmmmmmmmmmmmmmm" + "...mim??...mimmm" + "mmmmmmmmmmimmmmm" +
+		"mmimiiim........" + "mmmmmmmmmmmmmmmm" + "mmmmmmmmmmmmmmmm" + "mmmmmmmmmmmmmmmm"
+)
+
+// x86 walks over instructions and rewrites what is relative to the next one: the targets of
+// jumps and calls with 32 bits, and addresses of data (ModRM with mod 0 and rm 5).
+// Should b begin amid an instruction, the walk is soon in step; so it is again after
+// bytes that are none.
+func (w *work) x86() {
+	b := w.b
+	// No instruction has more than 15 bytes: within those nothing needs to be checked.
+	for i := 0; i < len(b); {
+		n, rel, after := instruction(b[i:])
+		if rel > 0 && i+n <= len(b) {
+			w.relative(i+rel, 4+after)
+		}
+		i += n
+	}
+}
+
+// instruction returns the length of the instruction that b begins with, at least 1 and possibly more than
+// there is of b, where in it a relative 32-bit number lies, or 0, and how many bytes follow that.
+func instruction(b []byte) (n, rel, after int) {
+	i := 0
+	imm32 := 4
+	wide := false
+	op := byte('p')
+	var c byte
+	for ; op == 'p'; i++ {
+		if i == len(b) || i == 14 {
+			return 1, 0, 0
+		}
+		c = b[i]
+		op = oneByte[c]
+		if c == 0x66 {
+			imm32 = 2
+		}
+	}
+	if op == 'x' {
+		wide = c&8 != 0
+		if i == len(b) {
+			return i, 0, 0
+		}
+		c = b[i]
+		op = oneByte[c]
+		i++
+		if op == 'p' || op == 'x' {
+			return 1, 0, 0
+		}
+	}
+	if wide {
+		imm32 = 4
+	}
+	switch op {
+	case 'f':
+		if i == len(b) {
+			return i, 0, 0
+		}
+		c = b[i]
+		op = twoByte[c]
+		i++
+		switch c {
+		case 0x38, 0x3a:
+			i++
+		}
+		if c == 0x3a {
+			op = 'i'
+		}
+	case 'V':
+		if i+1 >= len(b) {
+			return i + 1, 0, 0
+		}
+		op = twoByte[b[i+1]]
+		i += 2
+	case 'W', 'E':
+		skip := 2
+		if op == 'E' {
+			skip = 3
+		}
+		if i+skip >= len(b) {
+			return i + skip, 0, 0
+		}
+		switch b[i] & 7 {
+		case 1:
+			op = twoByte[b[i+skip]]
+		case 3:
+			op = 'i'
+		default:
+			op = 'm'
+		}
+		i += skip + 1
+	}
+	imm := 0
+	switch op {
+	case '.', 'm':
+	case 'b', 'i':
+		imm = 1
+	case 'w':
+		imm = 2
+	case 'd', 'z':
+		imm = imm32
+	case 'v':
+		imm = imm32
+		if wide {
+			imm = 8
+		}
+	case 'a':
+		imm = 8
+	case 'e':
+		imm = 3
+	case 'r':
+		return i + 4, i, 0
+	case 't', 'T':
+		if i < len(b) && b[i]&0x30 == 0 {
+			imm = 1
+			if op == 'T' {
+				imm = imm32
+			}
+		}
+	default:
+		return 1, 0, 0
+	}
+	switch op {
+	case 'm', 'i', 'z', 't', 'T':
+	default:
+		return i + imm, 0, 0
+	}
+	if i >= len(b) {
+		return i + 1, 0, 0
+	}
+	m := b[i]
+	i++
+	switch mod := m >> 6; {
+	case mod == 3:
+		return i + imm, 0, 0
+	case m&7 == 4:
+		if mod == 0 && i < len(b) && b[i]&7 == 5 {
+			i += 4
+		}
+		i++
+		fallthrough
+	default:
+		switch mod {
+		case 0:
+			if m&7 == 5 {
+				return i + 4 + imm, i, imm
+			}
+		case 1:
+			i++
+		case 2:
+			i += 4
+		}
+	}
+	return i + imm, 0, 0
+}
