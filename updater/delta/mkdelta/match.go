@@ -26,7 +26,8 @@ const (
 type segment struct {
 	start, end int // in the frame
 	zero       bool
-	at         int64 // displacement: old offset minus new offset
+	space      uint8 // 0: the old image; 1: the new image, from in front of the frame
+	at         int64 // displacement: source offset minus new offset
 }
 
 // match divides a frame that begins at offset in the new image into segments,

@@ -1,0 +1,295 @@
+package mkdelta
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/files"
+)
+
+const (
+	spaceOld  = 0 // the old image
+	spaceNew  = 1 // the new image in front of the frame
+	spaceZero = 2 // zeros; within the matcher only
+
+	surely = 32 // bytes that agree at the displacement in use and need no rival
+
+	// seen is how many of the last matches are remembered, so that none is extended twice.
+	seen = 64
+)
+
+// source says where bytes are: a space and a displacement, source offset minus new offset.
+type source struct {
+	space uint8
+	at    int64
+}
+
+// match is a stretch of a frame that agrees with a source to the last byte.
+type match struct {
+	start, end int
+	source
+}
+
+// matcher finds out what one frame after the other is made of. Its memory is
+// reused; one goroutine has it at a time.
+type matcher struct {
+	*plan
+	frame  []byte
+	offset int64
+
+	found  []match
+	recent [seen]match
+	turn   int
+
+	fine     fine
+	scope    []piece // what fine is or would be built of
+	built    bool
+	segments []segment
+	chooser  chooser
+}
+
+func (p *plan) matcher() *matcher { return &matcher{plan: p} }
+
+// match divides a frame that begins at offset in the new image into segments,
+// in order and without overlap. They are valid until the next call.
+func (m *matcher) match(frame []byte, offset int64) []segment {
+	m.frame, m.offset, m.found = frame, offset, m.found[:0]
+	m.recent = [seen]match{}
+	end := offset + int64(len(frame))
+	done := offset
+	for i := regionAt(m.newAt, offset); done < end; i++ {
+		gap := end
+		if i < len(m.newAt) {
+			gap = min(gap, max(m.newAt[i].start, done))
+		}
+		if done < gap {
+			m.between(int(done-offset), int(gap-offset))
+			done = gap
+		}
+		if i < len(m.newAt) && done < end {
+			to := min(m.newAt[i].end, end)
+			m.inside(m.newAt[i], int(done-offset), int(to-offset))
+			done = to
+		}
+	}
+	m.segments = m.choose(m.segments[:0])
+	return m.segments
+}
+
+// between looks for bytes of no file: around the same place.
+func (m *matcher) between(lo, hi int) {
+	from := max(m.offset+int64(lo)-besideGap, 0)
+	to := min(m.offset+int64(hi)+besideGap, int64(len(m.old)), from+finePiece)
+	m.scope, m.built = m.scope[:0], false
+	if from < to {
+		m.scope = append(m.scope, piece{from, 0, int32(to - from)})
+	}
+	m.scan(lo, hi, 0)
+}
+
+// inside looks for bytes of a file: in the old file that it is paired with.
+func (m *matcher) inside(r region, lo, hi int) {
+	m.scope, m.built = m.scope[:0], false
+	at := int64(0)
+	if o := m.pairs[r.file].Old; o >= 0 {
+		old := m.oldFiles.Files[o]
+		logical := r.logical + m.offset + int64(lo) - r.start
+		m.scope = append(m.scope, pieces(old, logical, int64(hi-lo), int64(len(m.old)))...)
+		at = sameLogical(old, logical) - m.offset - int64(lo)
+	}
+	m.scan(lo, hi, at)
+}
+
+// sameLogical is the image offset of a byte of a file, or of its end.
+func sameLogical(f files.File, logical int64) int64 {
+	at := int64(0)
+	for _, e := range f.Extents {
+		if logical < e.Logical {
+			break
+		}
+		at = e.Offset + min(logical-e.Logical, e.Size)
+		if e.Codec != files.Stored {
+			at = e.Offset
+		}
+	}
+	return at
+}
+
+// scan collects the matches of frame[lo:hi], with at as the first displacement to expect.
+func (m *matcher) scan(lo, hi int, at int64) {
+	use := source{spaceOld, at}
+	var h uint64
+	rolled := -1
+	for i := lo; i < hi; {
+		if n := zeros(m.frame[i:hi]); n >= zeroRun {
+			m.found = append(m.found, match{i, i + n, source{space: spaceZero}})
+			if n >= 4*zeroRun || m.run(i, use) < n {
+				i += n
+				continue
+			}
+		}
+		n := m.run(i, use)
+		if n >= surely {
+			m.add(i, lo, use)
+			i += n
+			continue
+		}
+		var best match
+		try := func(s source, least int) {
+			if c, ok := m.known(i, s); ok {
+				if c.end-i > best.end-best.start {
+					best = c
+				}
+				return
+			}
+			k := m.run(i, s)
+			if k < least {
+				return
+			}
+			c := m.add(i, lo, s)
+			if c.end-c.start > best.end-best.start {
+				best = c
+			}
+		}
+		if n >= short {
+			m.add(i, lo, use)
+		}
+		if i+short <= hi && len(m.scope) > 0 {
+			if !m.built {
+				m.fine.build(m.old, m.scope)
+				m.built = true
+			}
+			m.nearest(i, use.at, try)
+		}
+		if i+window <= len(m.frame) {
+			if rolled < 0 || i-rolled > window {
+				h = hash(m.frame[i : i+window])
+			} else {
+				for ; rolled < i; rolled++ {
+					h = roll(h, m.frame[rolled], m.frame[rolled+window])
+				}
+			}
+			rolled = i
+			m.anywhere(i, h, best, try)
+		}
+		if k := best.end - i; k >= surely/2 && k >= n+jump {
+			use = best.source
+			i = max(best.end-short/2, i+1)
+			continue
+		}
+		i += max(n-short/2, 1)
+	}
+}
+
+// nearest tries the places of the old file where the bytes at i are, and
+// takes in the longest agreement, the nearest of equals.
+func (m *matcher) nearest(i int, at int64, try func(source, int)) {
+	here := m.offset + int64(i)
+	long, from := 0, int64(0)
+	m.fine.near(binary.LittleEndian.Uint64(m.frame[i:]), here+at, func(place int64) {
+		if n := common(m.frame[i:], m.old[place:]); n > long {
+			long, from = n, place
+		}
+	})
+	if long >= short {
+		try(source{spaceOld, from - here}, short)
+	}
+}
+
+// anywhere tries the blocks of both images that the window at i may be.
+func (m *matcher) anywhere(i int, h uint64, best match, try func(source, int)) {
+	here := m.offset + int64(i)
+	if best.end-best.start >= enough {
+		return
+	}
+	longest := func(ix *index, limit int64) {
+		long, from := 0, int64(0)
+		b := ix.head[h>>(64-ix.bits)]
+		for tries := 0; b != none && tries < chainLimit; tries++ {
+			place := int64(b) * int64(ix.step)
+			if place+window > limit {
+				return // those behind it are further on
+			}
+			n := min(common(m.frame[i:], ix.old[place:]), int(limit-place))
+			if n > long {
+				long, from = n, place
+				if n >= enough {
+					break
+				}
+			}
+			b = ix.next[b]
+		}
+		if long >= window {
+			space := uint8(spaceOld)
+			if ix == m.again {
+				space = spaceNew
+			}
+			try(source{space, from - here}, window)
+		}
+	}
+	longest(m.ix, int64(len(m.old)))
+	if m.again != nil && !m.noSpace1 {
+		longest(m.again, m.offset)
+	}
+}
+
+// bytesOf returns the bytes of a source for frame[i:], nothing where it has none.
+func (m *matcher) bytesOf(s source, i int) []byte {
+	b := m.old
+	if s.space == spaceNew {
+		b = m.fresh[:m.offset]
+	}
+	from := m.offset + int64(i) + s.at
+	if from < 0 || from >= int64(len(b)) {
+		return nil
+	}
+	return b[from:]
+}
+
+// run counts the bytes from i on that agree with a source.
+func (m *matcher) run(i int, s source) int { return common(m.frame[i:], m.bytesOf(s, i)) }
+
+// known returns the match with a source that holds i, if it was found before.
+func (m *matcher) known(i int, s source) (match, bool) {
+	for _, c := range m.recent {
+		if c.source == s && c.start <= i && i < c.end {
+			return c, true
+		}
+	}
+	return match{}, false
+}
+
+// add extends a match at i both ways, back at most to lo, and takes it in.
+func (m *matcher) add(i, lo int, s source) match {
+	if c, ok := m.known(i, s); ok {
+		return c
+	}
+	c := match{i, i + m.run(i, s), s}
+	b, shift := m.old, m.offset+s.at
+	if s.space == spaceNew {
+		b = m.fresh
+	}
+	for c.start > lo && shift+int64(c.start) > 0 && b[shift+int64(c.start)-1] == m.frame[c.start-1] {
+		c.start--
+	}
+	m.recent[m.turn%seen] = c
+	m.turn++
+	m.found = append(m.found, c)
+	return c
+}
+
+// sorted returns what was found by start.
+func (m *matcher) sorted() []match {
+	slices.SortFunc(m.found, func(a, b match) int {
+		switch {
+		case a.start != b.start:
+			return a.start - b.start
+		case a.end != b.end:
+			return b.end - a.end
+		case a.space != b.space:
+			return int(a.space) - int(b.space)
+		}
+		return int(min(max(a.at-b.at, -1), 1))
+	})
+	return m.found
+}
