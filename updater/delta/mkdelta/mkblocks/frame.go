@@ -1,0 +1,141 @@
+package mkblocks
+
+import (
+	"context"
+	"fmt"
+	"sync"
+)
+
+// frame is one finished frame.
+type frame struct {
+	length int
+	units  []unit
+}
+
+type unit struct {
+	count  int // blocks
+	packed []byte
+}
+
+// job is a frame being made; done is closed when it is, or when it cannot be.
+type job struct {
+	offset int64
+	done   chan struct{}
+	frame  frame
+	err    error
+}
+
+// makeFrames makes all frames on o.Workers goroutines and gives them to emit
+// in order. No more than a few finished frames wait at any time.
+func makeFrames(ctx context.Context, p *plan, target Image, o Options, emit func(*frame) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var workers sync.WaitGroup
+	// Cancelled first, waited for second: no goroutine outlives the call.
+	defer workers.Wait()
+	defer cancel()
+
+	jobs := make(chan *job)
+	queue := make(chan *job, 2*o.Workers) // the same jobs, in order
+	for range o.Workers {
+		w := &worker{plan: p, target: target, o: o, buf: make([]byte, o.Window+o.FrameSize)}
+		workers.Go(func() {
+			for j := range jobs {
+				j.frame, j.err = w.make(j.offset)
+				close(j.done)
+			}
+		})
+	}
+	workers.Go(func() {
+		defer close(queue)
+		defer close(jobs)
+		for offset := int64(0); offset < target.Size; offset += int64(o.FrameSize) {
+			j := &job{offset: offset, done: make(chan struct{})}
+			for _, c := range []chan *job{queue, jobs} {
+				select {
+				case c <- j:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	})
+	for j := range queue {
+		select {
+		case <-j.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if j.err != nil {
+			return fmt.Errorf("frame at %d: %w", j.offset, j.err)
+		}
+		if err := emit(&j.frame); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// worker makes one frame at a time.
+type worker struct {
+	plan   *plan
+	target Image
+	o      Options
+	buf    []byte
+	coder  coder
+}
+
+func (w *worker) make(offset int64) (frame, error) {
+	window := min(int64(w.o.Window), offset)
+	length := min(int64(w.o.FrameSize), w.target.Size-offset)
+	b := w.buf[:window+length]
+	f := frame{length: int(length)}
+	first := int(offset) / w.o.Block
+	end := (int(offset+length) + w.o.Block - 1) / w.o.Block
+	read := false
+	for n := first; n < end; {
+		count := w.unit(n, end)
+		if count == 0 {
+			n++
+			continue
+		}
+		if !read {
+			if n, err := w.target.ReadAt(b, offset-window); n != len(b) {
+				return frame{}, fmt.Errorf("read image: %w", orShort(err))
+			}
+			w.coder.match.reset(b, w.o.Depth)
+			w.coder.match.insert(int(window))
+			read = true
+		}
+		start := n*w.o.Block - int(offset-window)
+		stop := min(start+count*w.o.Block, len(b))
+		f.units = append(f.units, unit{count, w.pack(start, stop)})
+		n += count
+	}
+	return f, nil
+}
+
+// unit is the number of blocks of the unit that begins with block n: a run of
+// fresh ones that are likely to change together. It ends where a file does: two
+// files in one unit would be fetched for each other's sake.
+func (w *worker) unit(n, end int) int {
+	most := w.o.Unit / w.o.Block
+	count := 0
+	for n+count < end && count < most && w.plan.repeats[n+count] == isFresh {
+		count++
+		if w.plan.ends[n+count-1] {
+			break
+		}
+	}
+	return count
+}
+
+// pack compresses b[start:stop] of the buffer, if that makes it shorter.
+func (w *worker) pack(start, stop int) []byte {
+	c := &w.coder
+	c.reset()
+	rest := c.parse(start, stop)
+	if packed := c.block(c.match.b[rest:stop]); len(packed) < stop-start {
+		return append([]byte(nil), packed...)
+	}
+	return append([]byte(nil), c.match.b[start:stop]...)
+}
