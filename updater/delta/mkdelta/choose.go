@@ -3,10 +3,10 @@ package mkdelta
 // What parts of a frame cost in the patch, in sixteenths of a bit, after zstd,
 // as measured on frames of Debian root file systems. Only the relations matter.
 const (
-	costLiteral   = 76      // a literal byte
+	costLiteral   = 64      // a literal byte
 	costDiffer    = 88      // a byte that differs
 	costAgain     = 4       // an agreeing byte amid differing ones: a zero in the difference stream
-	costRuns      = 10 * 16 // beginning differences after a stretch that agrees: two operations
+	costRuns      = 120     // beginning differences after a stretch that agrees: two operations
 	costOperation = 10 * 16 // literals, zeros, or the displacement in use after these
 	costJump      = 28 * 16 // another displacement
 

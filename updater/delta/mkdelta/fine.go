@@ -13,7 +13,7 @@ const (
 
 	// finePiece is how many old bytes are indexed at a time, byte by byte: 8 bytes
 	// of memory each. Larger files are compared piece by piece.
-	finePiece = 8 << 20
+	finePiece = 4 << 20
 
 	// besideGap is how far around the same place bytes of no file are looked for.
 	besideGap = 128 << 10
@@ -47,7 +47,7 @@ func (f *fine) build(old []byte, pieces []piece) {
 	if n := len(pieces); n > 0 {
 		total = int(pieces[n-1].start + pieces[n-1].n)
 	}
-	f.bits = uint(max(bits.Len(uint(total)), 8))
+	f.bits = uint(max(bits.Len(uint(total))-1, 8))
 	f.bucket = append(f.bucket[:0], make([]int32, 1<<f.bits+1)...)
 	f.each(old, func(slot uint64, _ int32) { f.bucket[slot+1]++ })
 	for i := range 1 << f.bits {

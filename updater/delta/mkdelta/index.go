@@ -11,7 +11,7 @@ const (
 
 	none = ^uint32(0)
 
-	perWorker = 40 << 20 // zstd tables, a frame, its streams
+	perWorker = 100 << 20 // zstd tables, a frame, its streams, the fine index of a file
 )
 
 // index finds blocks of the old image by their hash. Blocks begin at every

@@ -3,6 +3,9 @@ package mkdelta
 import (
 	"bytes"
 	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -70,4 +73,82 @@ func TestTwice(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []segment{{start: 0, end: len(once), space: spaceNew, at: int64(-len(once))}}, p.matcher().match(once, int64(len(once))))
 	require.Empty(t, p.matcher().match(once, 0))
+}
+
+// What plan and match say depends on the images alone, not on cores or on the order of frames.
+func TestMatchDeterministic(t *testing.T) {
+	old, fresh := systems(5, 2<<20)
+	var first [][]segment
+	for _, cores := range []int{1, 2, 5} {
+		func() {
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cores))
+			p, err := newPlan(t.Context(), old, image(fresh), Options{Workers: cores})
+			require.NoError(t, err)
+			const size = 4 * delta.Leaf
+			all := make([][]segment, (len(fresh)+size-1)/size)
+			var work sync.WaitGroup
+			for w := range cores {
+				work.Go(func() {
+					m := p.matcher()
+					for i := len(all) - 1 - w; i >= 0; i -= cores {
+						all[i] = slices.Clone(m.match(fresh[i*size:min((i+1)*size, len(fresh))], int64(i*size)))
+					}
+				})
+			}
+			work.Wait()
+			if first == nil {
+				first = all
+			}
+			require.Equal(t, first, all, "%d cores", cores)
+		}()
+	}
+}
+
+// The plan keeps to Options.Memory: first without the new image, then with
+// coarser blocks, then not at all.
+func TestPlanMemory(t *testing.T) {
+	const size = 64 << 20
+	for _, row := range []struct {
+		memory int64
+		step   int
+		both   bool
+		err    error
+	}{
+		{0, 16, true, nil},
+		{5*size + perWorker, 16, true, nil},
+		{size + size/2 + perWorker, 32, false, nil},
+		{size + size/16 + perWorker, 256, false, nil},
+		{size, 0, false, ErrMemory},
+	} {
+		step, both, err := planSteps(size, size, Options{Memory: row.memory, Workers: 1})
+		require.ErrorIs(t, err, row.err)
+		if err == nil {
+			require.Equal(t, row.step, step, "%d bytes", row.memory)
+			require.Equal(t, row.both, both, "%d bytes", row.memory)
+		}
+	}
+}
+
+// A file that was relinked, and moved in the image by less than a block, is
+// compared with its older self down to a few bytes: what differs is all that is carried.
+func TestRelinked(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	old := make([]byte, 1<<20)
+	for i := range old {
+		old[i] = byte(r.Uint32())
+	}
+	fresh := bytes.Clone(old)
+	for i := 10; i < len(fresh); i += 20 { // never 32 bytes in a row agree
+		fresh[i]++
+	}
+	fresh = append(make([]byte, 1000, len(fresh)), fresh[:len(fresh)-1000]...)
+	p, err := newPlan(t.Context(), old, image(fresh), Options{Workers: 1})
+	require.NoError(t, err)
+	covered := 0
+	for _, s := range p.matcher().match(fresh, 0) {
+		if s.zero || s.at == -1000 {
+			covered += s.end - s.start
+		}
+	}
+	require.Greater(t, covered, len(fresh)-64)
 }

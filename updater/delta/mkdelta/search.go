@@ -91,13 +91,33 @@ func (m *matcher) between(lo, hi int) {
 func (m *matcher) inside(r region, lo, hi int) {
 	m.scope, m.built = m.scope[:0], false
 	at := int64(0)
-	if o := m.pairs[r.file].Old; o >= 0 {
+	if o := m.pairs[r.file].Old; o >= 0 && !dense(m.frame[lo:hi]) {
 		old := m.oldFiles.Files[o]
 		logical := r.logical + m.offset + int64(lo) - r.start
 		m.scope = append(m.scope, pieces(old, logical, int64(hi-lo), int64(len(m.old)))...)
 		at = sameLogical(old, logical) - m.offset - int64(lo)
 	}
 	m.scan(lo, hi, at)
+}
+
+// dense tells whether bytes look compressed or encrypted: all values about
+// equally often. Eight of them agree by accident, or within more that the index finds.
+func dense(b []byte) bool {
+	const least, most = 8 << 10, 64 << 10
+	if len(b) < least {
+		return false
+	}
+	var count [256]int
+	n := 0
+	for step := len(b)/most + 1; n*step < len(b); n++ {
+		count[b[n*step]]++
+	}
+	same := 0
+	for _, c := range count {
+		same += c * c
+	}
+	// Of random bytes, one in 256 pairs is equal.
+	return same*100 < n*n/256*103+n*100
 }
 
 // sameLogical is the image offset of a byte of a file, or of its end.
