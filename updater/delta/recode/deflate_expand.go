@@ -294,31 +294,10 @@ func (s *inflate) match(symbol int, v uint64) error {
 		return err
 	}
 	if s.content {
-		if err := s.copyMatch(length+3, dist); err != nil {
+		if err := s.body.copyMatch(length+3, dist); err != nil {
 			return err
 		}
 	}
 	s.last = len(s.body.b)
-	return nil
-}
-
-// copyMatch appends a match to the content.
-func (s *inflate) copyMatch(length, dist int) error {
-	if dist > len(s.body.b) {
-		return fmt.Errorf("match before the start: %w", ErrFormat)
-	}
-	if err := s.body.room(length); err != nil {
-		return err
-	}
-	at := len(s.body.b)
-	out := s.body.b[:at+length]
-	if dist >= length {
-		copy(out[at:], out[at-dist:at-dist+length])
-	} else {
-		for i := at; i < len(out); i++ {
-			out[i] = out[i-dist]
-		}
-	}
-	s.body.b = out
 	return nil
 }

@@ -35,6 +35,9 @@ const (
 
 	// Deflate is a run of deflate blocks (RFC 1951).
 	Deflate Kind = 2
+
+	// LZ4 is a run of LZ4 blocks, without any frame.
+	LZ4 Kind = 5
 )
 
 var (
@@ -75,6 +78,8 @@ func (c *Coder) Expand(kind Kind, params, src, dst []byte) (int, error) {
 			c.deflate = new(deflateCoder)
 		}
 		return c.deflate.expand(params, src, dst)
+	case LZ4:
+		return expandLZ4(params, src, dst)
 	}
 	return 0, ErrUnsupported
 }
@@ -96,6 +101,8 @@ func (c *Coder) Pack(kind Kind, params, plain, dst []byte) (int, error) {
 			c.deflate = new(deflateCoder)
 		}
 		return c.deflate.pack(params, plain, dst)
+	case LZ4:
+		return packLZ4(params, plain, dst)
 	}
 	return 0, ErrUnsupported
 }

@@ -81,6 +81,27 @@ func (c *column) match(gap, length, dist int) error {
 	return c.record(gap, length, dist)
 }
 
+// copyMatch appends length bytes that stand dist before the end, which they may overlap.
+func (c *column) copyMatch(length, dist int) error {
+	at := len(c.b)
+	if dist > at {
+		return fmt.Errorf("match before the start: %w", ErrFormat)
+	}
+	if err := c.room(length); err != nil {
+		return err
+	}
+	out := c.b[:at+length]
+	if dist >= length {
+		copy(out[at:], out[at-dist:at-dist+length])
+	} else {
+		for i := at; i < len(out); i++ {
+			out[i] = out[i-dist]
+		}
+	}
+	c.b = out
+	return nil
+}
+
 // cutColumns cuts dst into columns of the given sizes that follow each other.
 // They are empty and cannot grow into each other.
 func cutColumns(dst []byte, sizes ...int) ([]column, int, error) {
