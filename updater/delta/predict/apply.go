@@ -65,9 +65,17 @@ func (p *Plan) walk(plain []byte, at int64, r Run, see func(Sight)) {
 			w.arm64()
 		case KindARM:
 			w.arm()
+		case KindThumb:
+			w.thumb()
 		case KindTypes:
 			if start == g.start {
 				w.types()
+			}
+		case KindMembers:
+			if start == g.start {
+				for i := 0; i < len(w.b); {
+					i = w.references("st.", i)
+				}
 			}
 		case KindFrames:
 			if start == g.start {

@@ -22,7 +22,11 @@ func everything() planned {
 	}}
 	for kind := byte(0); kind < KindWords+2; kind++ {
 		maps := []int64{0, 1}
-		if kind != KindTypes && kind != KindWords {
+		switch kind {
+		case KindTypes, KindMembers:
+			maps = []int64{1, 0, 0, 1}
+		case KindWords:
+		default:
 			maps = maps[:1]
 		}
 		p.regions = append(p.regions, plannedRegion{gap: 16, length: 800, kind: kind, a: 0x1000, d: 0x10, base: true, maps: maps})
@@ -31,7 +35,7 @@ func everything() planned {
 }
 
 // size is what the regions of everything take up, and some more.
-const size = 6000
+const size = 9000
 
 // noise is bytes in which every kind of region finds fields.
 func noise(seed uint64, n int) []byte {
@@ -57,7 +61,7 @@ func noise(seed uint64, n int) []byte {
 // changed and no others.
 func harmless(t *testing.T, stream []byte, seed uint64, at int64, r Run) {
 	var plan Plan
-	if err := plan.Parse(stream); err != nil {
+	if err := plan.Parse(stream, nil); err != nil {
 		require.ErrorIs(t, err, ErrPlan)
 	}
 	old := noise(seed, size)
@@ -73,15 +77,15 @@ func harmless(t *testing.T, stream []byte, seed uint64, at int64, r Run) {
 func TestDamagedPlan(t *testing.T) {
 	whole := everything().bytes()
 	var plan Plan
-	require.NoError(t, plan.Parse(whole))
+	require.NoError(t, plan.Parse(whole, nil))
 	b := noise(1, size)
 	plan.Apply(b, 0, Run{0, len(b), 5})
 	require.NotEqual(t, noise(1, size), b)
 
 	for n := range whole {
-		require.ErrorIs(t, plan.Parse(whole[:n]), ErrPlan, "cut to %d of %d bytes", n, len(whole))
+		require.ErrorIs(t, plan.Parse(whole[:n], nil), ErrPlan, "cut to %d of %d bytes", n, len(whole))
 	}
-	require.ErrorIs(t, plan.Parse(append(bytes.Clone(whole), 0)), ErrPlan, "a byte too much")
+	require.ErrorIs(t, plan.Parse(append(bytes.Clone(whole), 0), nil), ErrPlan, "a byte too much")
 	for i := range whole {
 		for bit := range 8 {
 			damaged := bytes.Clone(whole)
@@ -123,7 +127,7 @@ func TestLimits(t *testing.T) {
 		"steps twice":   {maps: []plannedMap{{[][2]int64{{5, 0}, {5, 1}}, 6}}},
 	} {
 		var plan Plan
-		require.ErrorIs(t, plan.Parse(p.bytes()), ErrPlan, what)
+		require.ErrorIs(t, plan.Parse(p.bytes(), nil), ErrPlan, what)
 		require.Empty(t, plan.regions, what)
 	}
 }
@@ -132,13 +136,13 @@ func TestLimits(t *testing.T) {
 func TestNoAllocation(t *testing.T) {
 	whole := everything().bytes()
 	var plan Plan
-	require.NoError(t, plan.Parse(whole))
+	require.NoError(t, plan.Parse(whole, nil))
 	b := noise(3, size)
 	require.Zero(t, testing.AllocsPerRun(10, func() {
 		plan.Apply(b, 0, Run{0, len(b), 0})
 	}))
 	require.Zero(t, testing.AllocsPerRun(10, func() {
-		if err := plan.Parse(whole); err != nil {
+		if err := plan.Parse(whole, nil); err != nil {
 			panic(err)
 		}
 	}), "a plan read into the memory of one before")
@@ -153,7 +157,7 @@ func TestBorders(t *testing.T) {
 	require.NotEqual(t, old, whole)
 	for cut := range len(old) + 1 {
 		var plan Plan
-		require.NoError(t, plan.Parse(p.bytes()))
+		require.NoError(t, plan.Parse(p.bytes(), nil))
 		b := bytes.Clone(old)
 		plan.Apply(b, 0, Run{0, cut, 0})
 		want := bytes.Clone(old)

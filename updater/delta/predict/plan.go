@@ -17,15 +17,18 @@
 package predict
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"slices"
 )
 
-// Limits of a plan. All tables of a Plan together take at most 288 KiB.
+// Limits of a plan. All tables of a Plan together take at most 288 KiB, those
+// of the Maps that frames have in common at most 512 KiB.
 const (
 	MaxSteps   = 8192
+	MaxCommon  = 32768 // steps of common maps
 	MaxMaps    = 1024
 	MaxLayouts = 32
 	MaxFields  = 8 // of a layout
@@ -41,12 +44,18 @@ var ErrPlan = errors.New("not a prediction plan")
 // A Plan says what to rewrite in one frame. Its zero value rewrites nothing.
 // A Plan is for one goroutine at a time.
 type Plan struct {
-	steps   []step
-	maps    []shiftMap
+	own     Maps
+	common  *Maps
 	layouts []layout
 	regions []region
+}
 
-	last int // the step that was looked up last, as the next is often the same
+// Maps say how addresses shift. Those of a Plan are its own; others may be
+// common to all frames of a delta.
+type Maps struct {
+	steps []step
+	maps  []shiftMap
+	last  int // the step that was looked up last, as the next is often the same
 }
 
 // step is where the shift of addresses changes.
@@ -56,9 +65,10 @@ type step struct {
 }
 
 // shiftMap is steps[first:past]; addresses from end on, and those before
-// the first step, are no addresses.
+// the first step, are no addresses. In an exact map, only those of steps are.
 type shiftMap struct {
 	first, past int32
+	exact       bool
 	end         uint64
 }
 
@@ -75,11 +85,13 @@ const slots = 4 // maps that a region may use
 
 // Kinds of regions. Those from KindWords on are words of layout kind-KindWords.
 const (
-	KindX86    = iota // x86-64 instructions
-	KindARM64         // A64 instructions
-	KindARM           // A32 instructions
-	KindTypes         // the type section of BTF, from a type on
-	KindFrames        // entries of .eh_frame, from an entry on
+	KindX86     = iota // x86-64 instructions
+	KindARM64          // A64 instructions
+	KindARM            // A32 instructions
+	KindThumb          // T32 instructions
+	KindTypes          // the type section of BTF, from a type on
+	KindMembers        // members of a BTF structure
+	KindFrames         // entries of .eh_frame, from an entry on
 	KindWords
 )
 
@@ -116,47 +128,71 @@ const (
 	modeKeyed        // another field of the entry, times 2^32
 )
 
-// Parse reads a plan; it replaces what p was and uses its memory again.
-// A stream that is none, or is beyond the limits, is ErrPlan.
-func (p *Plan) Parse(stream []byte) error {
-	p.steps, p.maps, p.layouts, p.regions, p.last = p.steps[:0], p.maps[:0], p.layouts[:0], p.regions[:0], 0
+// Parse reads a plan that may use the common maps as well, which can be nil. It
+// replaces what p was and uses its memory again. A stream that is none, or is beyond
+// the limits, is ErrPlan.
+func (p *Plan) Parse(stream []byte, common *Maps) error {
+	if common == nil {
+		common = &noMaps
+	}
+	p.common = common
+	p.layouts, p.regions = p.layouts[:0], p.regions[:0]
 	r := reader{b: stream}
-	p.readMaps(&r)
+	p.own.read(&r, MaxMaps, MaxSteps)
 	p.readLayouts(&r)
 	p.readRegions(&r)
-	if len(r.b) != 0 {
-		r.fail("%d bytes left over", len(r.b))
-	}
+	r.end()
 	if r.err != nil {
-		p.steps, p.maps, p.layouts, p.regions = p.steps[:0], p.maps[:0], p.layouts[:0], p.regions[:0]
+		p.regions = p.regions[:0]
 	}
 	return r.err
 }
 
-func (p *Plan) readMaps(r *reader) {
-	n := r.count(MaxMaps)
-	p.maps = slices.Grow(p.maps, n)
+var noMaps Maps
+
+// Parse reads maps that stand alone, in place of what m was. Errors are as of Plan.Parse.
+func (m *Maps) Parse(stream []byte) error {
+	r := reader{b: stream}
+	m.read(&r, MaxMaps, MaxCommon)
+	r.end()
+	if r.err != nil {
+		m.maps = m.maps[:0]
+	}
+	return r.err
+}
+
+func (m *Maps) read(r *reader, maxMaps, maxSteps int) {
+	m.steps, m.maps, m.last = m.steps[:0], m.maps[:0], 0
+	n := r.count(maxMaps)
+	m.maps = slices.Grow(m.maps, n)
 	total := 0
 	for range n {
-		c := r.count(MaxSteps - total)
-		p.maps = append(p.maps, shiftMap{first: int32(total), past: int32(total + c)})
-		total += c
+		c := r.count(2*(maxSteps-total) + 1)
+		s := shiftMap{first: int32(total), exact: c&1 == 1}
+		total += c / 2
+		s.past = int32(total)
+		m.maps = append(m.maps, s)
 	}
-	p.steps = slices.Grow(p.steps, total)[:total]
-	for i := range p.maps {
-		m := &p.maps[i]
+	m.steps = slices.Grow(m.steps, total)[:total]
+	for i := range m.maps {
+		s := &m.maps[i]
 		at := uint64(0)
-		for k := m.first; k < m.past; k++ {
-			at = r.after(at, k > m.first)
-			p.steps[k].at = at
+		for k := s.first; k < s.past; k++ {
+			at = r.after(at, k > s.first)
+			m.steps[k].at = at
 		}
-		m.end = r.after(at, true)
+		s.end = r.after(at, true)
 	}
-	for _, m := range p.maps {
+	for _, s := range m.maps {
 		shift := int64(0)
-		for k := m.first; k < m.past; k++ {
-			shift += r.signed()
-			p.steps[k].shift = shift
+		for k := s.first; k < s.past; k++ {
+			// What has no neighbours is as good as random.
+			if s.exact {
+				shift = r.word()
+			} else {
+				shift += r.signed()
+			}
+			m.steps[k].shift = shift
 		}
 	}
 }
@@ -193,9 +229,9 @@ func wide(n uint8) bool { return n == 2 || n == 4 || n == 8 }
 // uses returns how many maps a region of a kind has, and whether a and d are given.
 func (p *Plan) uses(kind uint8) (maps int, base, index bool) {
 	switch kind {
-	case KindTypes:
-		return 2, true, false
-	case KindX86, KindARM64, KindARM, KindFrames:
+	case KindTypes, KindMembers:
+		return 4, true, false
+	case KindX86, KindARM64, KindARM, KindThumb, KindFrames:
 		return 1, true, false
 	}
 	l := &p.layouts[kind-KindWords]
@@ -256,8 +292,8 @@ func (p *Plan) readRegions(r *reader) {
 		n, _, _ := p.uses(g.kind)
 		for k := range n {
 			m := int64(last[k]) + r.signed()
-			if m < 0 || m >= int64(len(p.maps)) {
-				r.fail("map %d of %d", m, len(p.maps))
+			if m < 0 || m >= int64(len(p.common.maps)+len(p.own.maps)) {
+				r.fail("map %d of %d", m, len(p.common.maps)+len(p.own.maps))
 				return
 			}
 			g.maps[k], last[k] = uint16(m), uint16(m)
@@ -265,25 +301,34 @@ func (p *Plan) readRegions(r *reader) {
 	}
 }
 
-// shift looks up how far an address moves; false: it is none.
+// shift looks up how far an address moves; false: it is none. Common maps have the
+// first numbers.
 func (p *Plan) shift(m uint16, t uint64) (int64, bool) {
-	s := &p.maps[m]
+	if n := len(p.common.maps); int(m) >= n {
+		return p.own.shift(int(m)-n, t)
+	}
+	return p.common.shift(int(m), t)
+}
+
+func (m *Maps) shift(i int, t uint64) (int64, bool) {
+	s := &m.maps[i]
 	lo, hi := int(s.first), int(s.past)
-	if lo == hi || t < p.steps[lo].at || t >= s.end {
+	if lo == hi || t < m.steps[lo].at || t >= s.end {
 		return 0, false
 	}
-	if k := p.last; k >= lo && k < hi && t >= p.steps[k].at && (k+1 == hi || t < p.steps[k+1].at) {
-		return p.steps[k].shift, true
-	}
-	for hi-lo > 1 {
-		if mid := int(uint(lo+hi) / 2); t >= p.steps[mid].at {
-			lo = mid
-		} else {
-			hi = mid
+	if k := m.last; k >= lo && k < hi && t >= m.steps[k].at && (k+1 == hi || t < m.steps[k+1].at) {
+		lo = k
+	} else {
+		for hi-lo > 1 {
+			if mid := int(uint(lo+hi) / 2); t >= m.steps[mid].at {
+				lo = mid
+			} else {
+				hi = mid
+			}
 		}
+		m.last = lo
 	}
-	p.last = lo
-	return p.steps[lo].shift, true
+	return m.steps[lo].shift, !s.exact || m.steps[lo].at == t
 }
 
 // reader takes a stream apart. After an error it returns zeros.
@@ -327,6 +372,23 @@ func (r *reader) uvarint() uint64 {
 	}
 	r.fail("cut short")
 	return 0
+}
+
+// word reads a signed number of 4 bytes.
+func (r *reader) word() int64 {
+	if len(r.b) < 4 {
+		r.fail("cut short")
+		return 0
+	}
+	v := int64(int32(binary.LittleEndian.Uint32(r.b)))
+	r.b = r.b[4:]
+	return v
+}
+
+func (r *reader) end() {
+	if len(r.b) != 0 {
+		r.fail("%d bytes left over", len(r.b))
+	}
 }
 
 func (r *reader) signed() int64 {

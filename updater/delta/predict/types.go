@@ -20,10 +20,9 @@ var btf = [20]struct {
 	19: {each: "s.."},
 }
 
-// types rewrites names and types in BTF. The first map is for types, the second
-// for names. Numbers from a (types) and d (names) on are the file's own, others of
-// the kernel it belongs to: own ones are looked up 2^32 higher, times the upper half of a, so that
-// files in one frame can share what they have in common.
+// types rewrites names and types in BTF. Those of a module from a (types) and d (names)
+// on are its own, lower ones those of the kernel: two maps for types and names of the
+// kernel, which all modules have in common, and two for its own.
 func (w *work) types() {
 	for i := 0; i+12 <= len(w.b); {
 		info := uint32(w.number(i+4, 4))
@@ -32,37 +31,33 @@ func (w *work) types() {
 			return
 		}
 		k := &btf[kind]
-		w.words4("s", i)
-		w.words4(k.sized, i+8)
-		i = w.words4(k.once, i+12)
+		w.references("s", i)
+		w.references(k.sized, i+8)
+		i = w.references(k.once, i+12)
 		if k.each != "" {
 			for range info & 0xffff {
 				if i >= len(w.b) {
 					return
 				}
-				i = w.words4(k.each, i)
+				i = w.references(k.each, i)
 			}
 		}
 	}
 }
 
-// words4 rewrites the words at i by their letters and returns where they end.
-func (w *work) words4(letters string, i int) int {
+// references rewrites the words at i by their letters and returns where they end.
+func (w *work) references(letters string, i int) int {
 	for _, c := range []byte(letters) {
 		if c != '.' && i+4 <= len(w.b) {
 			v := w.number(i, 4)
-			t := uint64(v)
-			if c == 't' {
-				if t >= w.g.a&0xffffffff {
-					t += w.g.a &^ 0xffffffff
-				}
-				w.field(0, i, 4, v, t, 0)
-			} else {
-				if t >= uint64(w.g.d) {
-					t += w.g.a &^ 0xffffffff
-				}
-				w.field(1, i, 4, v, t, 0)
+			slot, own := uint8(0), w.g.a
+			if c == 's' {
+				slot, own = 1, uint64(w.g.d)
 			}
+			if uint64(v) >= own {
+				slot += 2
+			}
+			w.field(slot, i, 4, v, uint64(v), 0)
 		}
 		i += 4
 	}

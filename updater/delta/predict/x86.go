@@ -9,17 +9,54 @@ package predict
 //	d  imm32             t  ModRM, imm8 if /0 /1  V  VEX, 2 bytes
 //	v  imm32 or imm64    T  ModRM, imm32 if /0 /1 W  VEX, 3 bytes
 //	a  64-bit address    r  rel32                 E  EVEX
-//	e  imm16, imm8       ?  not an instruction
+//	e  imm16, imm8       3  0F38, 0F3A            ?  not an instruction
 const (
 	oneByte = "mmmmbd??mmmmbd?f" + "mmmmbd??mmmmbd??" + "mmmmbdp?mmmmbdp?" + "mmmmbdp?mmmmbdp?" +
 		"xxxxxxxxxxxxxxxx" + "................" + "??Emppppdzbi...." + "bbbbbbbbbbbbbbbb" +
 		"iz?immmmmmmmmmmm" + "..........?....." + "aaaa....bd......" + "bbbbbbbbvvvvvvvv" +
 		"iiw.WVize.w..b?." + "mmmm???.mmmmmmmm" + "bbbbbbbbrr?b...." + "p.pp..tT......mm"
-	twoByte = "mmmm?.....?.?m.i" + "mmmmmmmmmmmmmmmm" + "mmmm????mmmmmmmm" + "......?.m?i?????" +
+	twoByte = "mmmm?.....?.?m.i" + "mmmmmmmmmmmmmmmm" + "mmmm????mmmmmmmm" + "......?.3?3?????" +
 		"mmmmmmmmmmmmmmmm" + "mmmmmmmmmmmmmmmm" + "mmmmmmmmmmmmmmmm" + "iiiimmm.mm??mmmm" +
 		"rrrrrrrrrrrrrrrr" + "mmmmmmmmmmmmmmmm" + "...mim??...mimmm" + "mmmmmmmmmmimmmmm" +
 		"mmimiiim........" + "mmmmmmmmmmmmmmmm" + "mmmmmmmmmmmmmmmm" + "mmmmmmmmmmmmmmmm"
 )
+
+// What x86 needs to know of most instructions, from the tables above: bytes of
+// immediate operands, and the flags below.
+var oneBrief, twoBrief = brief(oneByte), brief(twoByte)
+
+const (
+	briefModRM = 0x10
+	briefRel   = 0x20
+	briefSlow  = 0x80 // see instruction
+)
+
+func brief(table string) (b [256]byte) {
+	for c := range b {
+		switch table[c] {
+		case '.':
+		case 'b':
+			b[c] = 1
+		case 'd':
+			b[c] = 4
+		case 'm':
+			b[c] = briefModRM
+		case 'i':
+			b[c] = briefModRM | 1
+		case 'z':
+			b[c] = briefModRM | 4
+		case 'r':
+			b[c] = briefRel | 4
+		default:
+			b[c] = briefSlow
+		}
+	}
+	return b
+}
+
+// longest is more bytes than the instructions take that x86 looks at by itself: REX, 0F,
+// opcode, ModRM, SIB, displacement, immediate.
+const longest = 16
 
 // x86 walks over instructions and rewrites what is relative to the next one: the targets of
 // jumps and calls with 32 bits, and addresses of data (ModRM with mod 0 and rm 5).
@@ -27,8 +64,64 @@ const (
 // bytes that are none.
 func (w *work) x86() {
 	b := w.b
-	// No instruction has more than 15 bytes: within those nothing needs to be checked.
-	for i := 0; i < len(b); {
+	i := 0
+	for i+longest <= len(b) {
+		p := b[i : i+longest : i+longest]
+		n := 0
+		if p[0]>>4 == 4 {
+			n = 1
+		}
+		info := oneBrief[p[n]]
+		if p[n] == 0x0f {
+			n++
+			info = twoBrief[p[n]]
+		}
+		n++
+		if info < briefModRM {
+			i += n + int(info)
+			continue
+		}
+		if info&(briefSlow|briefRel) == 0 {
+			m := p[n]
+			n++
+			switch m >> 6 {
+			case 0:
+				if m&7 == 5 {
+					imm := int(info & 7)
+					w.relative(i+n, 4+imm)
+					n += 4
+				} else if m&7 == 4 {
+					if p[n]&7 == 5 {
+						n += 4
+					}
+					n++
+				}
+			case 1:
+				n++
+				if m&7 == 4 {
+					n++
+				}
+			case 2:
+				n += 4
+				if m&7 == 4 {
+					n++
+				}
+			}
+			i += n + int(info&7)
+			continue
+		}
+		if info&briefRel != 0 {
+			w.relative(i+n, 4)
+			i += n + 4
+			continue
+		}
+		n, rel, after := instruction(b[i:])
+		if rel > 0 && i+n <= len(b) {
+			w.relative(i+rel, 4+after)
+		}
+		i += n
+	}
+	for i < len(b) {
 		n, rel, after := instruction(b[i:])
 		if rel > 0 && i+n <= len(b) {
 			w.relative(i+rel, 4+after)
@@ -78,12 +171,12 @@ func instruction(b []byte) (n, rel, after int) {
 		c = b[i]
 		op = twoByte[c]
 		i++
-		switch c {
-		case 0x38, 0x3a:
+		if op == '3' {
 			i++
-		}
-		if c == 0x3a {
-			op = 'i'
+			op = 'm'
+			if c == 0x3a {
+				op = 'i'
+			}
 		}
 	case 'V':
 		if i+1 >= len(b) {

@@ -29,7 +29,7 @@ func (f *file) btf(s *section) bool {
 	}
 	text := b[head+strOff:][:strLen]
 	s.off, s.size = s.off+head+typeOff, typeLen
-	s.kind, s.walk, s.maps = predictTypes, true, [4]string{"btf types", "btf names"}
+	s.kind, s.walk, s.maps = predictTypes, true, [4]string{kernelTypes, kernelNames, "own types", "own names"}
 	s.text = text
 	types := f.types(s)
 	// The last name is the highest, and somebody uses it.

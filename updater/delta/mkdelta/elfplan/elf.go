@@ -16,7 +16,6 @@ type section struct {
 	layout layout
 	maps   [4]string // names of the maps
 	a      uint64    // for fields that count from a base
-	entsz  int64     // regions begin at multiples of it; 0: anywhere
 	walk   bool      // regions begin where an entry does
 	split  [2]uint64 // BTF: the first own type, the first own name
 	text   []byte    // BTF: the own names
@@ -53,6 +52,18 @@ func parse(data []byte) *file {
 		f.add(i, s)
 	}
 	return f
+}
+
+// thumb says whether most functions of an ARM file that have names are T32 code.
+func (f *file) thumb() bool {
+	symbols, _ := f.elf.DynamicSymbols()
+	n := int(f.elf.Entry&1)*2 - 1
+	for _, s := range symbols {
+		if elf.ST_TYPE(s.Info) == elf.STT_FUNC && s.Value != 0 {
+			n += int(s.Value&1)*2 - 1
+		}
+	}
+	return n > 0
 }
 
 // holds says whether an address is one of a section of a linked file, or the end of one.
@@ -99,9 +110,12 @@ func (f *file) add(i int, s *elf.Section) {
 		case elf.EM_X86_64:
 			out.kind = predictX86
 		case elf.EM_AARCH64:
-			out.kind, out.entsz = predictARM64, 4
+			out.kind = predictARM64
 		case elf.EM_ARM:
-			out.kind, out.entsz = predictARM, 4
+			out.kind = predictARM
+			if f.thumb() {
+				out.kind = predictThumb
+			}
 		default:
 			return
 		}
@@ -118,8 +132,8 @@ func (f *file) add(i int, s *elf.Section) {
 		out.maps = [4]string{"addr", "dynsym"}
 		out.layout = table(24, 0, field{offset: 16, width: 8}, field{offset: 0, width: 8}, field{offset: 12, width: 4, slot: 1})
 	case s.Type == elf.SHT_REL && !is64 && !f.rel:
-		out.maps = addr
-		out.layout = table(8, 0, field{offset: 0, width: 4})
+		out.maps = [4]string{"addr", "info"}
+		out.layout = table(8, 0, field{offset: 0, width: 4}, field{offset: 4, width: 4, slot: 1})
 	case s.Type == elf.SHT_SYMTAB && is64 && f.rel:
 		out.maps = [4]string{"value", "strtab"}
 		out.layout = table(24, 0, field{offset: 8, width: 8, mode: keyed, key: 6, keyWidth: 2}, field{offset: 0, width: 4, slot: 1})
@@ -129,6 +143,12 @@ func (f *file) add(i int, s *elf.Section) {
 	case (s.Type == elf.SHT_SYMTAB || s.Type == elf.SHT_DYNSYM) && !is64:
 		out.maps = [4]string{"addr", s.Name}
 		out.layout = table(16, 0, field{offset: 4, width: 4}, field{offset: 0, width: 4, slot: 1})
+	case s.Name == "__versions" && is64 && f.rel:
+		out.maps = [4]string{checksums}
+		out.layout = table(64, 0, field{offset: 0, width: 4})
+	case strings.HasPrefix(s.Name, "__kcrctab") && is64 && f.rel:
+		out.maps = [4]string{checksums}
+		out.layout = table(4, 0, field{offset: 0, width: 4})
 	case s.Name == ".BTF":
 		if !f.btf(&out) {
 			return
@@ -152,9 +172,6 @@ func (f *file) add(i int, s *elf.Section) {
 		out.layout = table(word, 0, field{offset: 0, width: word})
 	default:
 		return
-	}
-	if out.layout.stride != 0 {
-		out.entsz = int64(out.layout.stride)
 	}
 	f.sections = append(f.sections, out)
 }

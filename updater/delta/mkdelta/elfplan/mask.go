@@ -31,21 +31,17 @@ func Mask(data []byte) []byte {
 			f.maskTable(s, out)
 			continue
 		}
-		g := region{start: s.off, end: s.off + s.size, kind: s.kind, layout: s.layout, a: s.a}
-		if s.kind < predictWords {
-			g.a = s.addr - uint64(s.off)
-		}
 		if s.kind == predictTypes {
 			f.maskTypes(s, out)
 			continue
 		}
-		g.maps = [4]int{0, 1, 2, 3}
-		var plan predict.Plan
-		if err := plan.Parse(stream([]shiftMap{{end: 1}, {end: 1}, {end: 1}, {end: 1}}, []region{g})); err != nil {
-			continue // a section beyond the limits of images
-		}
-		plan.Scan(out, 0, predict.Run{Start: 0, End: len(out)}, func(s predict.Sight) {
+		kind := s.kind
+		f.scan(s, out, func(s predict.Sight) {
 			if s.Width == 8 && s.Value == 0 {
+				return
+			}
+			if kind == predictThumb && s.Width == 0 {
+				marks = append(marks, mark{s.Pos, 1, s.At})
 				return
 			}
 			marks = append(marks, mark{s.Pos, s.Width, s.At})
@@ -57,7 +53,9 @@ func Mask(data []byte) []byte {
 	// All fields are blanked before any is filled, so that a digest of code does
 	// not depend on addresses in it.
 	for _, m := range marks {
-		if m.width > 0 {
+		if m.width == 1 {
+			clear(out[m.pos:][:4])
+		} else if m.width > 0 {
 			clear(out[m.pos:][:m.width])
 		} else {
 			out[m.pos] = 0
@@ -74,7 +72,7 @@ func Mask(data []byte) []byte {
 		switch m.width {
 		case 0:
 			out[m.pos], out[m.pos+1] = byte(h), byte(h>>8)
-		case 4:
+		case 1, 4:
 			binary.LittleEndian.PutUint32(out[m.pos:], uint32(h))
 		case 8:
 			binary.LittleEndian.PutUint64(out[m.pos:], h)
@@ -123,6 +121,15 @@ func (f *file) maskTable(s *section, out []byte) {
 			return []byte(f.elf.Sections[y.Section].Name)
 		}
 		return []byte(y.Name)
+	}
+	if s.maps[0] == checksums {
+		if s.layout.stride != 64 {
+			return
+		}
+		for off := s.off; off+64 <= s.off+s.size; off += 64 {
+			le.PutUint32(out[off:], uint32(sum(out[off+8:off+64])))
+		}
+		return
 	}
 	rela := s.maps[1] == "symbol"
 	for off, i := s.off, 0; off+24 <= s.off+s.size; off, i = off+24, i+1 {
@@ -215,4 +222,17 @@ func (f *file) maskTypes(s *section, out []byte) {
 			names(12)
 		}
 	}
+}
+
+// scan shows the fields of a section of the file as it is.
+func (f *file) scan(s *section, data []byte, see func(predict.Sight)) {
+	g := region{start: s.off, end: s.off + s.size, kind: s.kind, layout: s.layout, a: s.a, maps: [4]int{0, 1, 2, 3}}
+	if s.kind < predictWords {
+		g.a = s.addr - uint64(s.off)
+	}
+	var plan predict.Plan
+	if err := plan.Parse(stream([]shiftMap{{end: 1}, {end: 1}, {end: 1}, {end: 1}}, []region{g}), nil); err != nil {
+		return // a section beyond the limits of images
+	}
+	plan.Scan(data, 0, predict.Run{Start: 0, End: len(data)}, see)
 }

@@ -15,6 +15,7 @@ const (
 	predictX86    = predict.KindX86
 	predictARM64  = predict.KindARM64
 	predictARM    = predict.KindARM
+	predictThumb  = predict.KindThumb
 	predictTypes  = predict.KindTypes
 	predictFrames = predict.KindFrames
 	predictWords  = predict.KindWords
@@ -38,6 +39,9 @@ type Planner struct {
 	pairs []*pair
 	new   []place // where files lie in the new image, ascending
 	old   []place
+
+	common      []shiftMap
+	commonNames []string
 }
 
 type pair struct {
@@ -74,6 +78,7 @@ func New(pairs []Pair) *Planner {
 	slices.SortStableFunc(p.new, byImage)
 	slices.SortStableFunc(p.old, byImage)
 	p.agree()
+	p.findCommon()
 	return p
 }
 
@@ -154,8 +159,11 @@ type candidate struct {
 	follow  [2]int64 // BTF: by how much own types and names move with the kernel's
 }
 
+// ofAll is in place of a pair for what pairs have in common.
+const ofAll = -1
+
 type mapName struct {
-	pair int // -1: of all pairs
+	pair int // or ofAll
 	name string
 }
 
@@ -181,7 +189,7 @@ func (p *Planner) Frame(at int64, plain, target []byte, runs []predict.Run) []by
 	var maps []shiftMap
 	for {
 		before := len(c)
-		maps = vote(c)
+		maps = p.vote(c)
 		gained(c, maps)
 		c = slices.DeleteFunc(c, func(g *candidate) bool { return g.gain < regionCost })
 		c = p.limit(c, maps)
@@ -192,12 +200,13 @@ func (p *Planner) Frame(at int64, plain, target []byte, runs []predict.Run) []by
 	if len(c) == 0 {
 		return nil
 	}
-	return stream(maps, regionsOf(c))
+	return stream(maps[len(p.common):], regionsOf(c))
 }
 
 // limit drops the regions that are worth least, should a device take no such plan.
 func (p *Planner) limit(c []*candidate, maps []shiftMap) []*candidate {
 	steps := 0
+	maps = maps[len(p.common):]
 	for _, m := range maps {
 		steps += len(m.steps)
 	}
@@ -236,7 +245,7 @@ func look(c []*candidate, at int64, plain, target []byte, runs []predict.Run) {
 			regions[i].maps = [4]int{0, 1, 2, 3} // which tells the slots apart
 		}
 		var plan predict.Plan
-		if err := plan.Parse(stream([]shiftMap{{end: 1}, {end: 1}, {end: 1}, {end: 1}}, regions)); err != nil {
+		if err := plan.Parse(stream([]shiftMap{{end: 1}, {end: 1}, {end: 1}, {end: 1}}, regions), nil); err != nil {
 			panic(err) // a bug of this package
 		}
 		for _, r := range runs {
@@ -253,29 +262,21 @@ func look(c []*candidate, at int64, plain, target []byte, runs []predict.Run) {
 	}
 }
 
-// share lets modules whose own types and names all moved alike have them looked
-// up in the same place.
+// share lets modules whose own types and names all moved alike use the same maps.
 func share(c []*candidate) {
-	const own = 1<<32 - 1<<0
 	moved := make(map[int]bool) // by pair: whether something of its own did not just follow
 	for _, g := range c {
-		if g.kind == predictTypes {
+		if g.sec.kind == predictTypes {
 			for _, s := range g.fields {
-				if s.at>>32 != 0 && s.need != g.follow[s.slot] {
+				if s.slot >= 2 && s.need != g.follow[s.slot-2] {
 					moved[g.pair.number] = true
 				}
 			}
 		}
 	}
 	for _, g := range c {
-		if g.kind != predictTypes || moved[g.pair.number] {
-			continue
-		}
-		g.a = g.a&own | 1<<32
-		for i := range g.fields {
-			if s := &g.fields[i]; s.at>>32 != 0 {
-				s.at = s.at&own | 1<<32
-			}
+		if g.sec.kind == predictTypes && !moved[g.pair.number] {
+			g.names[2].pair, g.names[3].pair = ofAll, ofAll
 		}
 	}
 }
@@ -327,6 +328,11 @@ func (p *Planner) candidates(at int64, runs []predict.Run) (out []*candidate) {
 				continue
 			}
 			next = min(next, pos+t.off+t.size-oldOff)
+			if s.kind == predictTypes {
+				if g := p.members(n, o, s, t, pos, next, fileOff, oldOff, at); g != nil {
+					out = append(out, g)
+				}
+			}
 			if g := p.candidate(n, o, s, t, pos, next, fileOff, oldOff, at); g != nil {
 				if k := len(out) - 1; k >= 0 && out[k].end > g.start && out[k].joins(g) {
 					out[k].end = g.end
@@ -359,6 +365,9 @@ func (p *Planner) candidate(n, o *place, s, t *section, pos, end, off, oldOff, a
 	for k, name := range s.maps {
 		if name != "" {
 			g.names[k] = mapName{n.pair.number, name}
+			if name == checksums || name == kernelTypes || name == kernelNames {
+				g.names[k].pair = ofAll
+			}
 			g.limited[k] = name == "addr" && !n.pair.new.rel
 		}
 	}
@@ -367,10 +376,8 @@ func (p *Planner) candidate(n, o *place, s, t *section, pos, end, off, oldOff, a
 	oldImage := oldOff - o.File + o.Image
 	switch {
 	case s.kind == predictTypes:
-		own := uint64(n.pair.number+2) << 32
-		g.a, g.d = t.split[0]|own, int64(t.split[1])
+		g.a, g.d = t.split[0], int64(t.split[1])
 		for k := range 2 {
-			g.names[k].pair = -1
 			g.follow[k] = int64(s.split[k] - t.split[k])
 		}
 	case s.kind < predictWords:
@@ -409,6 +416,29 @@ func (p *Planner) candidate(n, o *place, s, t *section, pos, end, off, oldOff, a
 	return g
 }
 
+// members makes a region of the members of a BTF structure amid which a run begins:
+// one was put in before, mostly.
+func (p *Planner) members(n, o *place, s, t *section, pos, end, off, oldOff, at int64) *candidate {
+	types := n.pair.old.types(t)
+	i, ok := slices.BinarySearchFunc(types, oldOff, func(b btfType, off int64) int { return cmp.Compare(b.off, off) })
+	if ok || i == 0 {
+		return nil
+	}
+	b := types[i-1]
+	in := oldOff - b.off - 12
+	if b.kind != 4 && b.kind != 5 || in < 0 {
+		return nil
+	}
+	skip := (12 - in%12) % 12
+	end = min(end, pos+b.off+int64(b.size)-oldOff)
+	if pos+skip >= end {
+		return nil
+	}
+	g := p.candidate(n, o, s, t, pos, end, off, types[0].off, at)
+	g.kind, g.start, g.end = predict.KindMembers, pos+skip, end
+	return g
+}
+
 func (f *file) entries(s *section) []btfType {
 	if s.kind == predictTypes {
 		return f.types(s)
@@ -416,9 +446,13 @@ func (f *file) entries(s *section) []btfType {
 	return f.frameEntries(s)
 }
 
-// vote numbers the maps of the regions and makes them from what the fields say.
-func vote(c []*candidate) []shiftMap {
+// vote numbers the maps of the regions and makes those that are not common from
+// what the fields say.
+func (p *Planner) vote(c []*candidate) []shiftMap {
 	number := make(map[mapName]int)
+	for k, name := range p.commonNames {
+		number[mapName{ofAll, name}] = k
+	}
 	for _, g := range c {
 		n, _, _ := g.uses()
 		for k := range n {
@@ -432,12 +466,12 @@ func vote(c []*candidate) []shiftMap {
 	for _, g := range c {
 		for _, s := range g.fields {
 			m := g.maps[s.slot]
-			votes[m] = append(votes[m], ballot{s.at, s.need})
+			votes[m] = append(votes[m], ballot{s.at, s.need, 1})
 		}
 	}
-	maps := make([]shiftMap, len(number))
-	for i := range maps {
-		maps[i] = makeMap(votes[i], stepCost)
+	maps := append([]shiftMap(nil), p.common...)
+	for _, v := range votes[len(maps):] {
+		maps = append(maps, makeMap(v, stepCost))
 	}
 	return maps
 }
@@ -489,6 +523,9 @@ func needed(s predict.Sight, g *region, at int64, plain, target []byte) (need, n
 func neededCode(s predict.Sight, g *region, at int64, plain, target []byte) (need, none int64, weight uint8, ok bool) {
 	le := binary.LittleEndian
 	c := le.Uint32(target[s.Pos:])
+	if g.kind == predictThumb {
+		return neededThumb(s, plain, target)
+	}
 	if s.Low < 0 {
 		bits := 26
 		if g.kind == predictARM {
@@ -512,4 +549,16 @@ func neededCode(s predict.Sight, g *region, at int64, plain, target []byte) (nee
 	// The shift that changes nothing is that of old instructions at the new address.
 	same := target64(le.Uint32(plain[s.Pos:]), le.Uint32(plain[s.Low:]), addr)
 	return int64(target64(c, low, addr) - s.At), int64(same - s.At), 2, true
+}
+
+// neededThumb is needed for branches of two halfwords.
+func neededThumb(s predict.Sight, plain, target []byte) (need, none int64, weight uint8, ok bool) {
+	le := binary.LittleEndian
+	c, low := uint32(le.Uint16(target[s.Pos:])), uint32(le.Uint16(target[s.Pos+2:]))
+	if (c^uint32(le.Uint16(plain[s.Pos:])))>>11 != 0 || (low^uint32(le.Uint16(plain[s.Pos+2:])))&0xd000 != 0 {
+		return 0, 0, 0, false
+	}
+	sign := c >> 10 & 1
+	v := int64(int32(sign<<31|(^(low>>13^sign)&1)<<30|(^(low>>11^sign)&1)<<29|c&0x3ff<<19|low&0x7ff<<8)) >> 7
+	return v - s.Value + s.Moved, s.Moved, 2, true
 }

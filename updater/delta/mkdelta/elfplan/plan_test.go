@@ -126,7 +126,7 @@ func wrong(t *testing.T, stream, old, target []byte, at int64, runs []predict.Ru
 	}
 	before = count()
 	var plan predict.Plan
-	require.NoError(t, plan.Parse(stream))
+	require.NoError(t, plan.Parse(stream, nil))
 	for _, r := range runs {
 		plan.Apply(plain, at, r)
 	}
@@ -232,11 +232,11 @@ func TestFit(t *testing.T) {
 		if i == 20 || i == 70 { // not worth a step
 			s = 99
 		}
-		votes = append(votes, ballot{i * 10, s})
+		votes = append(votes, ballot{i * 10, s, 1})
 	}
 	require.Equal(t, []step{{0, 0}, {400, 16}}, fit(votes, stepCost))
 	require.Empty(t, fit(nil, stepCost))
-	require.Equal(t, []step{{7, 1}}, fit([]ballot{{7, 1}, {7, 1}, {7, 1}, {7, 1}, {7, 2}, {7, 2}}, stepCost), "an address moves one way")
+	require.Equal(t, []step{{7, 1}}, fit([]ballot{{7, 1, 4}, {7, 2, 2}}, stepCost), "an address moves one way")
 }
 
 // The mask of a file has its length, and files that are none of ours are not touched.

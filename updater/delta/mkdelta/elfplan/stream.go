@@ -59,8 +59,8 @@ type region struct {
 
 func (g *region) uses() (maps int, base, index bool) {
 	if g.kind < predict.KindWords {
-		if g.kind == predict.KindTypes {
-			return 2, true, false
+		if g.kind == predict.KindTypes || g.kind == predict.KindMembers {
+			return 4, true, false
 		}
 		return 1, true, false
 	}
@@ -74,16 +74,21 @@ type step struct {
 
 type shiftMap struct {
 	steps []step
+	exact bool // only the addresses of steps count
 	end   uint64
 }
 
 func zigzag(b []byte, v int64) []byte { return binary.AppendUvarint(b, uint64(v<<1)^uint64(v>>63)) }
 
-// stream writes the plan.
-func stream(maps []shiftMap, regions []region) []byte {
-	b := binary.AppendUvarint(nil, uint64(len(maps)))
+// appendMaps writes maps.
+func appendMaps(b []byte, maps []shiftMap) []byte {
+	b = binary.AppendUvarint(b, uint64(len(maps)))
 	for _, m := range maps {
-		b = binary.AppendUvarint(b, uint64(len(m.steps)))
+		n := uint64(len(m.steps)) << 1
+		if m.exact {
+			n |= 1
+		}
+		b = binary.AppendUvarint(b, n)
 	}
 	for _, m := range maps {
 		last := uint64(0)
@@ -96,10 +101,21 @@ func stream(maps []shiftMap, regions []region) []byte {
 	for _, m := range maps {
 		last := int64(0)
 		for _, s := range m.steps {
-			b = zigzag(b, s.shift-last)
-			last = s.shift
+			if m.exact {
+				b = binary.LittleEndian.AppendUint32(b, uint32(s.shift))
+			} else {
+				b = zigzag(b, s.shift-last)
+				last = s.shift
+			}
 		}
 	}
+	return b
+}
+
+// stream writes the plan. The numbers of maps in regions count from those
+// that all frames have in common.
+func stream(maps []shiftMap, regions []region) []byte {
+	b := appendMaps(nil, maps)
 	var layouts []layout
 	number := make(map[layout]int)
 	for _, g := range regions {

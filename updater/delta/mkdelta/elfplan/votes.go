@@ -5,10 +5,11 @@ import (
 	"slices"
 )
 
-// ballot is a field that knows by how much the address it holds was shifted.
+// ballot is n fields that know by how much the address they hold was shifted.
 type ballot struct {
 	at    uint64
 	shift int64
+	n     int
 }
 
 // stepCost is what a step of a map has to save, in fields that are predicted right.
@@ -38,12 +39,10 @@ func fit(votes []ballot, cost float64) (steps []step) {
 		for i < len(votes) && votes[i].at == at {
 			// Votes of one address that agree count together, and those that do not
 			// exclude each other: all start from what was best before the address.
-			j := i
-			for j < len(votes) && votes[j] == votes[i] {
-				j++
+			v, weight := votes[i], 0.0
+			for ; i < len(votes) && votes[i].at == v.at && votes[i].shift == v.shift; i++ {
+				weight += float64(votes[i].n)
 			}
-			v, weight := votes[i], float64(j-i)
-			i = j
 			s := states[v.shift]
 			if s == nil || before.cost+cost < s.cost {
 				if s == nil {
@@ -89,12 +88,12 @@ func makeMap(votes []ballot, cost float64) shiftMap {
 
 // shift is predict's look-up.
 func (m *shiftMap) shift(t uint64) (int64, bool) {
-	if len(m.steps) == 0 || t < m.steps[0].at || t >= m.end {
+	if m == nil || len(m.steps) == 0 || t < m.steps[0].at || t >= m.end {
 		return 0, false
 	}
 	i, ok := slices.BinarySearchFunc(m.steps, t, func(s step, t uint64) int { return cmp.Compare(s.at, t) })
 	if !ok {
 		i--
 	}
-	return m.steps[i].shift, true
+	return m.steps[i].shift, ok || !m.exact
 }
