@@ -68,7 +68,7 @@ func (u *Updater) write(ctx context.Context, src Source, p payload) error {
 	u.meter.start(u, "writing", p.image.Name, p.image.Size, from)
 	checkpoint := from
 	var medium error // what the spare slot itself could not do
-	err = u.rebuild(ctx, src, p, from, leaves, step, func(leaf []byte) error {
+	err = u.rebuild(ctx, src, p, from, d, leaves, step, func(leaf []byte) error {
 		if medium = w.WriteLeaf(leaf); medium != nil {
 			return medium
 		}
@@ -111,8 +111,9 @@ func reserve(role string) int64 {
 }
 
 // rebuild decodes the payload from the byte at from on and hands out the image leaf by
-// leaf, each proven against the manifest before anybody sees it.
-func (u *Updater) rebuild(ctx context.Context, src Source, p payload, from int64, leaves []byte, step *step, leaf func([]byte) error) error {
+// leaf, each proven against the manifest before anybody sees it. made is where the
+// leaves went, nil if they cannot be read from there.
+func (u *Updater) rebuild(ctx context.Context, src Source, p payload, from int64, made io.ReaderAt, leaves []byte, step *step, leaf func([]byte) error) error {
 	blob, err := u.blob(ctx, src, p.Blob, step)
 	if err != nil {
 		return err
@@ -121,7 +122,7 @@ func (u *Updater) rebuild(ctx context.Context, src Source, p payload, from int64
 	if err != nil {
 		return err
 	}
-	var base io.ReaderAt
+	sources := delta.Sources{New: made}
 	if sum, needed := patch.Base(); needed {
 		if p.base == nil || sum != p.base.Digest.Sum() || patch.BaseSize() != p.base.Size {
 			return fmt.Errorf("%w: payload starts from another image than the manifest says", delta.ErrFormat)
@@ -131,7 +132,7 @@ func (u *Updater) rebuild(ctx context.Context, src Source, p payload, from int64
 			return err
 		}
 		defer d.Close()
-		base = io.NewSectionReader(d, 0, p.base.Size)
+		sources.Old = io.NewSectionReader(d, 0, p.base.Size)
 	}
 	var packed, plain []byte
 	for i := patch.FrameAt(from); i < patch.Frames(); i++ {
@@ -140,7 +141,7 @@ func (u *Updater) rebuild(ctx context.Context, src Source, p payload, from int64
 		if _, err := blob.ReadAt(packed, f.Blob); err != nil && err != io.EOF {
 			return err
 		}
-		if err := patch.Decode(i, packed, base, plain); err != nil {
+		if err := patch.Decode(i, packed, sources, plain); err != nil {
 			return err
 		}
 		for at := int64(0); at < f.Length; at += manifest.LeafSize {
@@ -266,7 +267,7 @@ func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) erro
 	u.meter.start(u, "writing", p.image.Name, p.image.Size, 0)
 	go func() {
 		var sent int64
-		w.CloseWithError(u.rebuild(ctx, src, p, 0, leaves, step, func(leaf []byte) error {
+		w.CloseWithError(u.rebuild(ctx, src, p, 0, nil, leaves, step, func(leaf []byte) error {
 			n, err := w.Write(leaf)
 			sent += int64(n)
 			step.progress()

@@ -291,7 +291,7 @@ func apply(older, patch, out string) error {
 		if _, err := blob.ReadAt(packed, frame.Blob); err != nil && err != io.EOF {
 			return err
 		}
-		if err := p.Decode(i, packed, base, plain); err != nil {
+		if err := p.Decode(i, packed, delta.Sources{Old: base, New: f}, plain); err != nil {
 			return err
 		}
 		if _, err := f.Write(plain); err != nil {

@@ -16,13 +16,21 @@
 // that nobody signed for. The caller also checks what came out, before it is
 // written, against the leaves of the image.
 //
+// What a frame is made of: bytes of the old image, of the new image in front of
+// the frame, differences, and literals. Two things reach where a byte differ cannot see.
+// Package predict moves the addresses inside executables as the linker would have.
+// Package recode takes the entropy coding off compressed files and puts it on again,
+// bit by bit as it was, so that what is compressed inside an image
+// can be told from its old content. Both follow recorded
+// instructions; neither can make a wrong image of a right patch.
+//
 // For the people who implement it elsewhere: FORMAT.md beside this file has
 // the bytes. Sizes and offsets are in bytes, integers little-endian.
 //
 // The package only decodes. Nothing here searches for matches; the encoder is
 // package mkdelta and no part of the device program. Reading of the old image
-// is bounded: a frame never reads more bytes of it than it writes, and ranges
-// that lie side by side are read in one piece. A Patch does not hash the old
+// is bounded: a frame reads no more bytes of it than its plain form has, and the
+// compressed ranges that it expands; ranges that lie side by side are read in one piece. A Patch does not hash the old
 // image: that it is the right one is for the caller to know, by [Patch.Base],
 // and a wrong one shows when the leaves of the result are compared.
 package delta
@@ -36,6 +44,9 @@ import (
 	"sort"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/tandem-ota/tandem/updater/delta/predict"
+	"github.com/tandem-ota/tandem/updater/delta/recode"
 )
 
 // What the bytes of the container are called. FORMAT.md explains each.
@@ -48,9 +59,21 @@ const (
 
 	FlagBase = 1 << 0
 
-	// CodingOps is the only frame coding of version 1: copies, differences,
-	// zeros and literals.
-	CodingOps = 1
+	// What a frame's first byte says: copies and differences from the old image,
+	// zeros and literals; or the same from all spaces, with prediction and recoding.
+	CodingOps   = 1
+	CodingPlain = 2
+
+	// Where copies and differences of CodingPlain take their bytes.
+	SpaceOld      = 0 // the old image
+	SpaceNew      = 1 // the new image in front of the frame
+	SpaceExpanded = 2 // compressed ranges of the old image, expanded for this frame
+	SpaceBits     = 2 // a step is uvarint(zigzag<<SpaceBits | space)
+
+	// What a decoder must know beside CodingOps: CodingPlain, and each kind of
+	// package recode, whose bit is 1<<kind.
+	FeaturePlain = 1 << 0
+	features     = FeaturePlain | 1<<recode.Zstd | 1<<recode.Deflate
 
 	OpLiteral    = 0 // bytes from the literal stream
 	OpCopyAt     = 1 // base bytes; a new displacement follows
@@ -63,14 +86,20 @@ const (
 	MaxFrame     = 4 << 20 // image bytes of one frame
 	MaxFrameBlob = 8 << 20 // blob bytes of one frame
 	MaxBody      = 12 << 20
-	MaxWindow    = 4 << 20 // of any zstd frame inside
-	MaxSize      = 1 << 40 // of either image
+	MaxCommon    = 1 << 20  // blob bytes that the frames have in common
+	MaxWorkspace = 12 << 20 // one packed segment, plain, with what it is told from
+	MaxWindow    = 4 << 20  // of any zstd frame inside
+	MaxSize      = 1 << 40  // of either image
 )
 
 // decoderMemory is what the zstd decoder and the bookkeeping take besides the
 // buffers whose sizes the header states: one block of 128 KiB input, output and
 // literals each, the entropy tables, and room for what Go's allocator rounds up.
 const decoderMemory = 1 << 20
+
+// plainMemory is what prediction and recoding take besides the workspace: a plan and the common
+// maps of package predict, and the tables of package recode.
+const plainMemory = 3 << 19
 
 var (
 	// ErrFormat means that the bytes are no patch, or a damaged one. Fetch it
@@ -81,8 +110,9 @@ var (
 	// Policy decides whether another payload is tried.
 	ErrMemory = errors.New("delta needs more memory than allowed")
 
-	// ErrBase means that the old image could not be read, or that the patch
-	// needs one and there is none. The patch itself may be good.
+	// ErrBase means that the old image, or what was made of the new one, could not
+	// be read, is not there, or is visibly not what the patch was made for. The patch
+	// itself may be good.
 	ErrBase = errors.New("old image cannot be read")
 
 	// ErrLimit means that sizes go beyond what the manifest or the format
@@ -110,10 +140,19 @@ type Patch struct {
 	memory     int64
 	largest    int64 // longest frame, image bytes
 	body       int64 // most bytes that any frame unpacks to
+	space      int64 // most bytes of workspace that any frame takes
+	features   uint32
 	target     []int64
 	blob       []int64 // both have one entry more than there are frames
 	unpacked   []byte
+	workspace  []byte
+	expansions []expansion
+	segments   []segment
+	windows    []window
 	decompress *zstd.Decoder
+	coder      recode.Coder
+	plan       predict.Plan
+	common     predict.Maps
 }
 
 // Frame says which range of the blob makes which range of the image. Frames
@@ -123,10 +162,19 @@ type Frame struct {
 	Blob, BlobLength int64 // range of the blob that Decode wants as a whole
 }
 
+// Maxima are the largest of each kind over the frames of a patch, in bytes.
+type Maxima struct {
+	Frame, Blob, Body, Workspace int64
+}
+
 // MemoryNeeded is what this decoder and the caller's two frame buffers take for
 // a patch with these maxima, in bytes. FORMAT.md has the same formula.
-func MemoryNeeded(frames int, largestFrame, largestBlob, largestBody int64) int64 {
-	return int64(frames+1)*16 + largestFrame + largestBlob + largestBody + decoderMemory
+func MemoryNeeded(frames int, m Maxima, features uint32) int64 {
+	n := int64(frames+1)*16 + m.Frame + m.Blob + m.Body + m.Workspace + decoderMemory
+	if features != 0 {
+		n += plainMemory
+	}
+	return n
 }
 
 // Open reads the header and the frame table of a patch and checks them against
@@ -152,37 +200,53 @@ func Open(blob io.ReaderAt, blobSize int64, lim Limits) (*Patch, error) {
 	if v := le.Uint16(h[8:]); v != Version {
 		return nil, fmt.Errorf("version %d: %w", v, ErrUnsupported)
 	}
-	flags, features := le.Uint16(h[10:]), le.Uint32(h[12:])
-	if flags&^FlagBase != 0 || features != 0 {
-		return nil, fmt.Errorf("flags %#x, features %#x: %w", flags, features, ErrUnsupported)
+	flags, asked := le.Uint16(h[10:]), le.Uint32(h[12:])
+	if flags&^FlagBase != 0 || asked&^features != 0 {
+		return nil, fmt.Errorf("flags %#x, features %#x: %w", flags, asked, ErrUnsupported)
 	}
-	p := &Patch{hasBase: flags&FlagBase != 0}
+	p := &Patch{hasBase: flags&FlagBase != 0, features: asked}
 	size, baseSize, memory := le.Uint64(h[16:]), le.Uint64(h[24:]), le.Uint64(h[64:])
 	copy(p.base[:], h[32:64])
 	frames := int64(le.Uint32(h[72:]))
 	p.largest = int64(le.Uint32(h[76:]))
 	largestBlob := int64(le.Uint32(h[80:]))
 	p.body = int64(le.Uint32(h[84:]))
+	p.space = int64(le.Uint32(h[88:]))
+	common := int64(le.Uint32(h[92:]))
+	need := MemoryNeeded(int(frames), Maxima{p.largest, largestBlob, p.body, p.space}, asked)
 	switch {
 	case size > MaxSize || baseSize > MaxSize || frames > MaxFrames ||
-		p.largest > MaxFrame || largestBlob > MaxFrameBlob || p.body > MaxBody || memory > 1<<32:
+		p.largest > MaxFrame || largestBlob > MaxFrameBlob || p.body > MaxBody || p.space > MaxWorkspace || common > MaxCommon || memory > 1<<32:
 		return nil, fmt.Errorf("header: %w", ErrLimit)
 	case int64(size) != lim.Size:
 		return nil, fmt.Errorf("makes %d bytes, the manifest says %d: %w", size, lim.Size, ErrLimit)
-	case le.Uint64(h[88:]) != 0:
-		return nil, fmt.Errorf("reserved bytes: %w", ErrFormat)
+	case asked == 0 && (p.space != 0 || common != 0):
+		return nil, fmt.Errorf("workspace or common part without a feature: %w", ErrFormat)
 	case !p.hasBase && (baseSize != 0 || p.base != [sha256.Size]byte{}):
 		return nil, fmt.Errorf("base without its flag: %w", ErrFormat)
-	case HeaderSize+frames*EntrySize > blobSize:
+	case HeaderSize+frames*EntrySize+common > blobSize:
 		return nil, fmt.Errorf("frame table beyond the end: %w", ErrFormat)
-	case int64(memory) < MemoryNeeded(int(frames), p.largest, largestBlob, p.body):
+	case int64(memory) < need:
 		return nil, fmt.Errorf("stated memory too small: %w", ErrFormat)
 	case int64(memory) > lim.Memory:
 		return nil, fmt.Errorf("needs %d bytes, allowed are %d: %w", memory, lim.Memory, ErrMemory)
 	}
 	p.size, p.baseSize, p.memory = int64(size), int64(baseSize), int64(memory)
-	if err := p.readTable(blob, h[:], int(frames), largestBlob); err != nil {
+	packed := make([]byte, common)
+	if err := readFull(blob, packed, HeaderSize+frames*EntrySize); err != nil {
+		return nil, fmt.Errorf("read common part: %w", err)
+	}
+	if err := p.readTable(blob, h[:], int(frames), largestBlob, packed); err != nil {
 		return nil, err
+	}
+	if common > 0 {
+		var maps []byte
+		if err := p.unpack(packed, &maps); err != nil {
+			return nil, fmt.Errorf("common part: %w", err)
+		}
+		if err := p.common.Parse(maps); err != nil {
+			return nil, fmt.Errorf("common part: %w: %w", ErrFormat, err)
+		}
 	}
 	if end := p.blob[frames]; end != blobSize {
 		return nil, fmt.Errorf("frames end at %d, the blob at %d: %w", end, blobSize, ErrFormat)
@@ -192,12 +256,12 @@ func Open(blob io.ReaderAt, blobSize int64, lim Limits) (*Patch, error) {
 
 // readTable fills p.target and p.blob. It reads in small pieces so that the
 // table exists only once in memory.
-func (p *Patch) readTable(blob io.ReaderAt, h []byte, frames int, largestBlob int64) error {
+func (p *Patch) readTable(blob io.ReaderAt, h []byte, frames int, largestBlob int64, common []byte) error {
 	sum := sha256.New()
 	sum.Write(h[:HeaderSize-sha256.Size])
 	p.target = make([]int64, 1, frames+1)
 	p.blob = make([]int64, 1, frames+1)
-	p.blob[0] = HeaderSize + int64(frames)*EntrySize
+	p.blob[0] = HeaderSize + int64(frames)*EntrySize + int64(len(common))
 	var buf [4096]byte
 	var largest, longest int64
 	for n := 0; n < frames; {
@@ -220,8 +284,9 @@ func (p *Patch) readTable(blob io.ReaderAt, h []byte, frames int, largestBlob in
 			n++
 		}
 	}
+	sum.Write(common)
 	if [sha256.Size]byte(sum.Sum(nil)) != [sha256.Size]byte(h[HeaderSize-sha256.Size:]) {
-		return fmt.Errorf("checksum of header and frame table: %w", ErrFormat)
+		return fmt.Errorf("checksum of header, frame table and common part: %w", ErrFormat)
 	}
 	if largest != p.largest || longest != largestBlob || p.target[frames] != p.size {
 		return fmt.Errorf("frame table contradicts header: %w", ErrFormat)

@@ -37,7 +37,7 @@ func rebuild(blob, base []byte, size int64, from int, there []byte) ([]byte, err
 	for i := from; i < p.Frames(); i++ {
 		f := p.Frame(i)
 		dst := make([]byte, f.Length)
-		if err := p.Decode(i, blob[f.Blob:f.Blob+f.BlobLength], bytes.NewReader(base), dst); err != nil {
+		if err := p.Decode(i, blob[f.Blob:f.Blob+f.BlobLength], delta.Sources{Old: bytes.NewReader(base)}, dst); err != nil {
 			return nil, err
 		}
 		out = append(out, dst...)
@@ -138,7 +138,7 @@ func TestOpenRefuses(t *testing.T) {
 		want   error
 	}{
 		{"from a newer encoder", func(b []byte) { b[8] = 2 }, delta.Limits{}, delta.ErrUnsupported},
-		{"with a transform", func(b []byte) { b[12] = 1 }, delta.Limits{}, delta.ErrUnsupported},
+		{"with an unknown feature", func(b []byte) { b[12] = 0x80 }, delta.Limits{}, delta.ErrUnsupported},
 		{"with an unknown flag", func(b []byte) { b[10] |= 2 }, delta.Limits{}, delta.ErrUnsupported},
 		{"for another image", func([]byte) {}, delta.Limits{Memory: plenty, Size: size + 1}, delta.ErrLimit},
 		{"beyond the memory budget", func([]byte) {}, delta.Limits{Memory: 1 << 20, Size: size}, delta.ErrMemory},
@@ -151,7 +151,9 @@ func TestOpenRefuses(t *testing.T) {
 		{"with an empty frame", func(b []byte) { le.PutUint32(b[128:], 0) }, delta.Limits{}, delta.ErrFormat},
 		{"with a frame across leaves", func(b []byte) { le.PutUint32(b[128:], 65537); le.PutUint32(b[136:], 65538) }, delta.Limits{}, delta.ErrFormat},
 		{"with a base digest and no base", func(b []byte) { b[10] = 0 }, delta.Limits{}, delta.ErrFormat},
-		{"with something in the reserved bytes", func(b []byte) { b[88] = 1 }, delta.Limits{}, delta.ErrFormat},
+		{"with a common part and no use for it", func(b []byte) { b[92] = 1 }, delta.Limits{}, delta.ErrFormat},
+		{"with a workspace and no use for it", func(b []byte) { b[88] = 1 }, delta.Limits{}, delta.ErrFormat},
+		{"with a huge workspace", func(b []byte) { le.PutUint32(b[88:], 1<<30) }, delta.Limits{}, delta.ErrLimit},
 		{"with a frame longer than the largest", func(b []byte) { le.PutUint32(b[76:], 1<<16) }, delta.Limits{}, delta.ErrFormat},
 	} {
 		if row.limits == (delta.Limits{}) {
@@ -193,14 +195,14 @@ func TestBase(t *testing.T) {
 	f := p.Frame(0)
 	part := blob[f.Blob : f.Blob+f.BlobLength]
 	dst := make([]byte, f.Length)
-	require.ErrorIs(t, p.Decode(0, part, nil, dst), delta.ErrBase)
-	require.ErrorIs(t, p.Decode(0, part, bytes.NewReader(old[:1000]), dst), delta.ErrBase)
-	err = p.Decode(0, part, failing{}, dst)
+	require.ErrorIs(t, p.Decode(0, part, delta.Sources{}, dst), delta.ErrBase)
+	require.ErrorIs(t, p.Decode(0, part, delta.Sources{Old: bytes.NewReader(old[:1000])}, dst), delta.ErrBase)
+	err = p.Decode(0, part, delta.Sources{Old: failing{}}, dst)
 	require.ErrorIs(t, err, delta.ErrBase)
 	require.ErrorIs(t, err, io.ErrClosedPipe, "the cause is kept")
-	require.NoError(t, p.Decode(0, part, bytes.NewReader(old), dst), "and the call can be repeated")
-	require.ErrorIs(t, p.Decode(0, part, bytes.NewReader(old), dst[1:]), delta.ErrFormat)
-	require.ErrorIs(t, p.Decode(9, part, bytes.NewReader(old), dst), delta.ErrFormat)
+	require.NoError(t, p.Decode(0, part, delta.Sources{Old: bytes.NewReader(old)}, dst), "and the call can be repeated")
+	require.ErrorIs(t, p.Decode(0, part, delta.Sources{Old: bytes.NewReader(old)}, dst[1:]), delta.ErrFormat)
+	require.ErrorIs(t, p.Decode(9, part, delta.Sources{Old: bytes.NewReader(old)}, dst), delta.ErrFormat)
 }
 
 type failing struct{}
@@ -231,7 +233,7 @@ func TestNeighbouringReadsAreOne(t *testing.T) {
 	require.NoError(t, err)
 	c := &counting{ReaderAt: bytes.NewReader(old)}
 	f := p.Frame(0)
-	require.NoError(t, p.Decode(0, blob[f.Blob:], c, make([]byte, f.Length)))
+	require.NoError(t, p.Decode(0, blob[f.Blob:], delta.Sources{Old: c}, make([]byte, f.Length)))
 	require.Equal(t, 1, c.reads)
 	require.Equal(t, len(want), c.bytes)
 }
@@ -260,7 +262,7 @@ func TestMemory(t *testing.T) {
 	all := func() {
 		for i := range p.Frames() {
 			f := p.Frame(i)
-			require.NoError(t, p.Decode(i, blob[f.Blob:f.Blob+f.BlobLength], base, dst))
+			require.NoError(t, p.Decode(i, blob[f.Blob:f.Blob+f.BlobLength], delta.Sources{Old: base}, dst))
 		}
 	}
 	all()
@@ -313,7 +315,7 @@ func FuzzDecode(f *testing.F) {
 		for i := range min(p.Frames(), 4) {
 			fr := p.Frame(i)
 			whole := make([]byte, fr.Length+16)
-			err := p.Decode(i, b[fr.Blob:fr.Blob+fr.BlobLength], bytes.NewReader(old), whole[:fr.Length])
+			err := p.Decode(i, b[fr.Blob:fr.Blob+fr.BlobLength], delta.Sources{Old: bytes.NewReader(old)}, whole[:fr.Length])
 			if err != nil {
 				require.True(t, known(err), err)
 			}

@@ -25,7 +25,7 @@ func container(frame []byte) []byte {
 	le.PutUint16(b[10:], delta.FlagBase)
 	le.PutUint64(b[16:], 16)
 	le.PutUint64(b[24:], 32)
-	le.PutUint64(b[64:], uint64(delta.MemoryNeeded(1, 16, int64(len(frame)), body)))
+	le.PutUint64(b[64:], uint64(delta.MemoryNeeded(1, delta.Maxima{Frame: 16, Blob: int64(len(frame)), Body: body}, 0)))
 	le.PutUint32(b[72:], 1)
 	le.PutUint32(b[76:], 16)
 	le.PutUint32(b[80:], uint32(len(frame)))
@@ -128,7 +128,7 @@ func TestHostileFrame(t *testing.T) {
 		base := &counting{ReaderAt: bytes.NewReader(make([]byte, 32))}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		err = p.Decode(0, row.frame, base, whole[16:32])
+		err = p.Decode(0, row.frame, delta.Sources{Old: base}, whole[16:32])
 		runtime.ReadMemStats(&after)
 		require.Less(t, int64(after.TotalAlloc-before.TotalAlloc), p.Memory(), row.state)
 		require.Equal(t, bytes.Repeat([]byte{0xaa}, 16), whole[:16], row.state)

@@ -55,7 +55,7 @@ func BenchmarkDecode(b *testing.B) {
 	for b.Loop() {
 		for i := range p.Frames() {
 			f := p.Frame(i)
-			require.NoError(b, p.Decode(i, out.Bytes()[f.Blob:f.Blob+f.BlobLength], old, dst[:f.Length]))
+			require.NoError(b, p.Decode(i, out.Bytes()[f.Blob:f.Blob+f.BlobLength], delta.Sources{Old: old, New: new}, dst[:f.Length]))
 		}
 	}
 }

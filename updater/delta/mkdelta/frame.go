@@ -11,6 +11,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/delta/predict"
+	"github.com/tandem-ota/tandem/updater/delta/recode"
 )
 
 // frame is one finished frame.
@@ -19,11 +21,15 @@ type frame struct {
 	packed []byte // blob bytes
 	body   int    // bytes that its zstd streams unpack to
 	stats  Stats
+
+	workspace int // that the decoder needs
+	features  uint32
 }
 
 // job is a frame being made; done is closed when it is, or when it cannot be.
 type job struct {
 	offset int64
+	length int
 	done   chan struct{}
 	frame  frame
 	err    error
@@ -31,7 +37,7 @@ type job struct {
 
 // makeFrames makes all frames on o.Workers goroutines and gives them to emit
 // in order. No more than a few finished frames wait at any time.
-func makeFrames(ctx context.Context, ix *index, target Image, o Options, emit func(*frame) error) error {
+func makeFrames(ctx context.Context, plan *survey, target Image, o Options, emit func(*frame) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var workers sync.WaitGroup
 	// Cancelled first, waited for second: no goroutine outlives the call.
@@ -43,14 +49,14 @@ func makeFrames(ctx context.Context, ix *index, target Image, o Options, emit fu
 	makers := make([]*worker, o.Workers)
 	for i := range makers {
 		var err error
-		if makers[i], err = newWorker(ix, target, o); err != nil {
+		if makers[i], err = newWorker(plan, target, o); err != nil {
 			return err
 		}
 	}
 	for _, w := range makers {
 		workers.Go(func() {
 			for j := range jobs {
-				j.frame, j.err = w.make(j.offset)
+				j.frame, j.err = w.make(j.offset, j.length)
 				close(j.done)
 			}
 		})
@@ -59,7 +65,7 @@ func makeFrames(ctx context.Context, ix *index, target Image, o Options, emit fu
 		defer close(queue)
 		defer close(jobs)
 		for offset := int64(0); offset < target.Size; offset += int64(o.FrameSize) {
-			j := &job{offset: offset, done: make(chan struct{})}
+			j := &job{offset: offset, length: int(min(int64(o.FrameSize), target.Size-offset)), done: make(chan struct{})}
 			for _, c := range []chan *job{queue, jobs} {
 				select {
 				case c <- j:
@@ -87,16 +93,26 @@ func makeFrames(ctx context.Context, ix *index, target Image, o Options, emit fu
 
 // worker makes one frame at a time.
 type worker struct {
-	ix       *index
+	survey   *survey
+	matcher  *matcher
 	target   Image
 	compress *zstd.Encoder
-	buf      []byte
-	control  []byte
-	diff     []byte
-	literal  []byte
+	coder    recode.Coder
+	predict  predict.Plan
+	maps     predict.Maps // common to all plans
+
+	plain    []byte        // plain form of the frame
+	base     []byte        // what copies and predictions make of it
+	holes    []stretch     // what is packed in the frame
+	mask     []byte        // of a piece's content
+	expanded []byte        // what the holes are told from
+	copies   []predict.Run // of the old image
+	features uint32        // that the frame needs
+
+	control, diff, literal, moves, recode []byte // the streams
 }
 
-func newWorker(ix *index, target Image, o Options) (*worker, error) {
+func newWorker(s *survey, target Image, o Options) (*worker, error) {
 	e, err := zstd.NewWriter(nil,
 		zstd.WithEncoderLevel(zstd.EncoderLevel(o.Level)),
 		zstd.WithEncoderConcurrency(1),
@@ -107,29 +123,71 @@ func newWorker(ix *index, target Image, o Options) (*worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start compressor: %w", err)
 	}
-	return &worker{ix: ix, target: target, compress: e, buf: make([]byte, o.FrameSize)}, nil
+	w := &worker{survey: s, maps: s.maps, target: target, compress: e}
+	if s.plan != nil {
+		w.matcher = s.plan.matcher()
+	}
+	return w, nil
 }
 
-func (w *worker) make(offset int64) (frame, error) {
-	b := w.buf[:min(int64(len(w.buf)), w.target.Size-offset)]
-	if n, err := w.target.ReadAt(b, offset); n != len(b) {
+func (w *worker) make(offset int64, length int) (frame, error) {
+	f := frame{length: length}
+	w.plain, w.base, w.expanded, w.holes = w.plain[:0], w.base[:0], w.expanded[:0], w.holes[:0]
+	w.extend(length)
+	if n, err := w.target.ReadAt(w.plain, offset); n != length {
 		if err == nil || err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
 		return frame{}, fmt.Errorf("read new image: %w", err)
 	}
-	f := frame{length: len(b)}
-	w.control, w.diff, w.literal = w.control[:0], w.diff[:0], w.literal[:0]
-	var segments []segment
-	if w.ix != nil {
-		segments = w.ix.match(b, offset)
+	own := stretch{end: length, address: offset}
+	if w.matcher != nil {
+		end := offset + int64(length)
+		for _, p := range w.survey.between(offset, end) {
+			if err := w.compressed(p, offset, end); err != nil {
+				return frame{}, err
+			}
+		}
+		w.own(&own)
+		if err := w.predicted(&own, offset); err != nil {
+			return frame{}, err
+		}
 	}
-	w.operations(b, offset, segments, &f.stats)
-	f.packed = append(f.packed, delta.CodingOps)
-	for _, stream := range [][]byte{w.control, w.diff, w.literal} {
+	w.features = 0
+	f.workspace = w.recoding()
+	windows := append([]stretch{own}, w.holes...)
+	w.moves = predictions(w.moves[:0], windows)
+	many := len(w.recode) > 0 || len(w.moves) > 0
+	for _, s := range own.segments {
+		many = many || !s.zero && s.space != delta.SpaceOld
+	}
+	w.operations(many, windows, &f.stats)
+	streams := [][]byte{w.control, w.diff, w.literal}
+	if many {
+		w.features |= delta.FeaturePlain
+		f.packed = append(f.packed, delta.CodingPlain)
+		streams = append(streams, w.moves, w.recode)
+	} else {
+		f.packed = append(f.packed, delta.CodingOps)
+	}
+	for _, stream := range streams {
 		f.packed = w.stream(f.packed, stream, &f.body)
 	}
+	f.features = w.features
 	return f, nil
+}
+
+// predictions writes the prediction stream: the plans of the windows, as far as there are any.
+func predictions(out []byte, windows []stretch) []byte {
+	end := 0
+	for _, h := range windows {
+		out = binary.AppendUvarint(out, uint64(len(h.plan)))
+		out = append(out, h.plan...)
+		if len(h.plan) > 0 {
+			end = len(out)
+		}
+	}
+	return out[:end]
 }
 
 // stream appends b, compressed if that is shorter.
@@ -147,21 +205,28 @@ func (w *worker) stream(out, b []byte, body *int) []byte {
 	return append(out, b...)
 }
 
-// operations writes the streams for a frame whose segments are known.
-func (w *worker) operations(b []byte, offset int64, segments []segment, stats *Stats) {
-	var at int64 // displacement in use
+// operations writes the streams for a plain form whose segments are known.
+func (w *worker) operations(many bool, windows []stretch, stats *Stats) {
+	w.control, w.diff, w.literal = w.control[:0], w.diff[:0], w.literal[:0]
+	b := w.plain
+	var at [3]int64 // displacement in use, by space
+	space := uint8(delta.SpaceOld)
 	op := func(kind, length int) {
 		w.control = binary.AppendUvarint(w.control, uint64(length)<<delta.OpBits|uint64(kind))
 	}
-	old := func(kindAt, kind, length int, s segment) {
-		if s.at == at {
+	copies := func(kindAt, kind, length int, s segment) {
+		if s.space == space && s.at == at[space] {
 			op(kind, length)
 			return
 		}
 		op(kindAt, length)
-		step := s.at - at
-		w.control = binary.AppendUvarint(w.control, uint64(step<<1)^uint64(step>>63))
-		at = s.at
+		space = s.space
+		step := zigzag(s.at - at[space])
+		if many {
+			step = step<<delta.SpaceBits | uint64(space)
+		}
+		w.control = binary.AppendUvarint(w.control, step)
+		at[space] = s.at
 	}
 	literal := func(from, to int) {
 		if from < to {
@@ -170,33 +235,31 @@ func (w *worker) operations(b []byte, offset int64, segments []segment, stats *S
 			stats.Literal += int64(to - from)
 		}
 	}
-	done := 0
-	for _, s := range segments {
-		if s.start >= s.end {
-			continue
-		}
-		literal(done, s.start)
-		done = s.end
-		if s.zero {
-			op(delta.OpZero, s.end-s.start)
-			stats.Zero += int64(s.end - s.start)
-			continue
-		}
-		base := w.ix.old[offset+int64(s.start)+s.at:]
-		w.runs(b[s.start:s.end], base, func(equal bool, from, to int) {
-			if equal {
-				old(delta.OpCopyAt, delta.OpCopy, to-from, s)
-				stats.Copied += int64(to - from)
-				return
+	for _, h := range windows {
+		done := h.start
+		for _, s := range h.segments {
+			literal(done, s.start)
+			done = s.end
+			if s.zero {
+				op(delta.OpZero, s.end-s.start)
+				stats.Zero += int64(s.end - s.start)
+				continue
 			}
-			old(delta.OpDiffAt, delta.OpDiff, to-from, s)
-			stats.Different += int64(to - from)
-			for i := from; i < to; i++ {
-				w.diff = append(w.diff, b[s.start+i]-base[i])
-			}
-		})
+			w.runs(b[s.start:s.end], w.base[s.start:s.end], func(equal bool, from, to int) {
+				if equal {
+					copies(delta.OpCopyAt, delta.OpCopy, to-from, s)
+					stats.Copied += int64(to - from)
+					return
+				}
+				copies(delta.OpDiffAt, delta.OpDiff, to-from, s)
+				stats.Different += int64(to - from)
+				for i := s.start + from; i < s.start+to; i++ {
+					w.diff = append(w.diff, b[i]-w.base[i])
+				}
+			})
+		}
+		literal(done, h.end)
 	}
-	literal(done, len(b))
 }
 
 // copyRun is how many bytes have to agree for a copy amid differences. On a

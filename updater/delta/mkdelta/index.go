@@ -24,19 +24,19 @@ type index struct {
 	next []uint32 // by block: the next one with this hash, or none
 }
 
-// indexStep chooses the finest index that fits the memory.
-func indexStep(size int64, o Options) (int, error) {
+// indexStep chooses the finest index of size bytes that fits the memory beside other things.
+func indexStep(size, other int64, o Options) (int, error) {
 	for step := int64(16); step <= 4096; step *= 2 {
 		blocks := size/step + 1
 		if blocks >= int64(none) {
 			continue
 		}
-		need := size + 4*blocks + 4<<hashBits(blocks) + int64(o.Workers)*perWorker
+		need := other + size + 4*blocks + 4<<hashBits(blocks) + int64(o.Workers)*perWorker
 		if o.Memory == 0 || need <= o.Memory {
 			return int(step), nil
 		}
 	}
-	return 0, fmt.Errorf("old image of %d bytes within %d: %w", size, o.Memory, ErrMemory)
+	return 0, fmt.Errorf("images of %d bytes within %d: %w", size+other, o.Memory, ErrMemory)
 }
 
 func hashBits(blocks int64) int {

@@ -35,6 +35,18 @@ func whole(t testing.TB, p *plan, frame []byte, offset int64, segments []segment
 	}
 }
 
+func planOf(t *testing.T, old, fresh []byte) *plan {
+	t.Helper()
+	of := func(b []byte) picture {
+		p, err := newPicture(image(b), true)
+		require.NoError(t, err)
+		return p
+	}
+	p, err := newPlan(t.Context(), of(old), of(fresh), room{step: 16, both: true, masks: true})
+	require.NoError(t, err)
+	return p
+}
+
 // Any pair of images, any frame size: segments are in order and in bounds.
 func TestSegments(t *testing.T) {
 	for seed := range uint64(40) {
@@ -48,8 +60,7 @@ func TestSegments(t *testing.T) {
 		}
 		o := Options{}
 		require.NoError(t, o.complete())
-		p, err := newPlan(t.Context(), old, image(fresh), o)
-		require.NoError(t, err)
+		p := planOf(t, old, fresh)
 		m := p.matcher()
 		size := delta.Leaf * (1 + r.IntN(4))
 		for at := 0; at < len(fresh); at += size {
@@ -69,8 +80,7 @@ func TestTwice(t *testing.T) {
 	for i := range once {
 		once[i] = byte(r.Uint32())
 	}
-	p, err := newPlan(t.Context(), []byte("old"), image(append(bytes.Clone(once), once...)), Options{Workers: 1})
-	require.NoError(t, err)
+	p := planOf(t, []byte("old"), append(bytes.Clone(once), once...))
 	require.Equal(t, []segment{{start: 0, end: len(once), space: spaceNew, at: int64(-len(once))}}, p.matcher().match(once, int64(len(once))))
 	require.Empty(t, p.matcher().match(once, 0))
 }
@@ -82,8 +92,7 @@ func TestMatchDeterministic(t *testing.T) {
 	for _, cores := range []int{1, 2, 5} {
 		func() {
 			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cores))
-			p, err := newPlan(t.Context(), old, image(fresh), Options{Workers: cores})
-			require.NoError(t, err)
+			p := planOf(t, old, fresh)
 			const size = 4 * delta.Leaf
 			all := make([][]segment, (len(fresh)+size-1)/size)
 			var work sync.WaitGroup
@@ -104,27 +113,26 @@ func TestMatchDeterministic(t *testing.T) {
 	}
 }
 
-// The plan keeps to Options.Memory: first without the new image, then with
-// coarser blocks, then not at all.
+// The plan keeps to Options.Memory: first without an index of the new image, then without
+// masks and with coarser blocks, then not at all.
 func TestPlanMemory(t *testing.T) {
 	const size = 64 << 20
 	for _, row := range []struct {
 		memory int64
-		step   int
-		both   bool
+		want   room
 		err    error
 	}{
-		{0, 16, true, nil},
-		{5*size + perWorker, 16, true, nil},
-		{size + size/2 + perWorker, 32, false, nil},
-		{size + size/16 + perWorker, 256, false, nil},
-		{size, 0, false, ErrMemory},
+		{0, room{16, true, true}, nil},
+		{10 * size, room{16, true, true}, nil},
+		{5*size + perWorker, room{32, true, true}, nil},
+		{4*size + 3*size/16 + perWorker, room{64, false, true}, nil},
+		{2*size + size/16 + perWorker, room{256, false, false}, nil},
+		{2 * size, room{}, ErrMemory},
 	} {
-		step, both, err := planSteps(size, size, Options{Memory: row.memory, Workers: 1})
+		got, err := planRoom(size, size, Options{Memory: row.memory, Workers: 1})
 		require.ErrorIs(t, err, row.err)
 		if err == nil {
-			require.Equal(t, row.step, step, "%d bytes", row.memory)
-			require.Equal(t, row.both, both, "%d bytes", row.memory)
+			require.Equal(t, row.want, got, "%d bytes", row.memory)
 		}
 	}
 }
@@ -142,8 +150,7 @@ func TestRelinked(t *testing.T) {
 		fresh[i]++
 	}
 	fresh = append(make([]byte, 1000, len(fresh)), fresh[:len(fresh)-1000]...)
-	p, err := newPlan(t.Context(), old, image(fresh), Options{Workers: 1})
-	require.NoError(t, err)
+	p := planOf(t, old, fresh)
 	covered := 0
 	for _, s := range p.matcher().match(fresh, 0) {
 		if s.zero || s.at == -1000 {

@@ -24,7 +24,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 
 	"github.com/klauspost/compress/zstd"
@@ -82,15 +81,12 @@ func Make(ctx context.Context, base, target Image, o Options, out io.Writer) (St
 	if base.Size <= 0 || base.Size > delta.MaxSize {
 		return Stats{}, fmt.Errorf("old image of %d bytes: %w", base.Size, delta.ErrLimit)
 	}
-	step, err := indexStep(base.Size, o)
+	plan, err := newSurvey(ctx, base, target, o)
 	if err != nil {
 		return Stats{}, err
 	}
-	old := make([]byte, base.Size)
-	if _, err := io.ReadFull(io.NewSectionReader(base, 0, base.Size), old); err != nil {
-		return Stats{}, fmt.Errorf("read old image: %w", err)
-	}
-	return build(ctx, newIndex(old, step), target, o, out)
+	defer plan.close()
+	return build(ctx, plan, target, o, out)
 }
 
 // MakeFull writes the patch that makes target from nothing. Otherwise it is
@@ -99,7 +95,7 @@ func MakeFull(ctx context.Context, target Image, o Options, out io.Writer) (Stat
 	if err := o.complete(); err != nil {
 		return Stats{}, err
 	}
-	return build(ctx, nil, target, o, out)
+	return build(ctx, &survey{}, target, o, out)
 }
 
 func (o *Options) complete() error {
@@ -127,32 +123,31 @@ func (o *Options) complete() error {
 }
 
 // build makes the frames into a temporary file, then writes header, table and frames.
-func build(ctx context.Context, ix *index, target Image, o Options, out io.Writer) (Stats, error) {
+func build(ctx context.Context, s *survey, target Image, o Options, out io.Writer) (Stats, error) {
 	count := (target.Size + int64(o.FrameSize) - 1) / int64(o.FrameSize)
 	if target.Size < 0 || target.Size > delta.MaxSize || count > delta.MaxFrames {
 		return Stats{}, fmt.Errorf("new image of %d bytes in %d frames: %w", target.Size, count, delta.ErrLimit)
 	}
-	spool, err := os.CreateTemp(o.TempDir, "mkdelta-")
+	spool, err := temporary(o.TempDir)
 	if err != nil {
-		return Stats{}, fmt.Errorf("make temporary file: %w", err)
+		return Stats{}, err
 	}
 	defer spool.Close()
-	// Without a name at once: a killed encoder leaves nothing behind.
-	if err := os.Remove(spool.Name()); err != nil {
-		return Stats{}, fmt.Errorf("unlink temporary file: %w", err)
-	}
 	var (
 		stats Stats
 		table = make([]byte, 0, count*delta.EntrySize)
-		sizes struct{ frame, blob, body int64 }
+		sizes delta.Maxima
 		done  int64
+		asked uint32 // features
 	)
-	err = makeFrames(ctx, ix, target, o, func(f *frame) error {
+	err = makeFrames(ctx, s, target, o, func(f *frame) error {
 		table = binary.LittleEndian.AppendUint32(table, uint32(f.length))
 		table = binary.LittleEndian.AppendUint32(table, uint32(len(f.packed)))
-		sizes.frame = max(sizes.frame, int64(f.length))
-		sizes.blob = max(sizes.blob, int64(len(f.packed)))
-		sizes.body = max(sizes.body, int64(f.body))
+		sizes.Frame = max(sizes.Frame, int64(f.length))
+		sizes.Blob = max(sizes.Blob, int64(len(f.packed)))
+		sizes.Body = max(sizes.Body, int64(f.body))
+		sizes.Workspace = max(sizes.Workspace, int64(f.workspace))
+		asked |= f.features
 		stats.Copied += f.stats.Copied
 		stats.Different += f.stats.Different
 		stats.Literal += f.stats.Literal
@@ -166,32 +161,42 @@ func build(ctx context.Context, ix *index, target Image, o Options, out io.Write
 	if err != nil {
 		return Stats{}, err
 	}
+	common, err := s.common(o, &sizes.Body)
+	if err != nil {
+		return Stats{}, err
+	}
+	if len(common) > 0 {
+		asked |= delta.FeaturePlain
+	}
 	stats.Frames = int(count)
-	stats.Memory = delta.MemoryNeeded(stats.Frames, sizes.frame, sizes.blob, sizes.body)
+	stats.Memory = delta.MemoryNeeded(stats.Frames, sizes, asked)
 
 	head := make([]byte, delta.HeaderSize, delta.HeaderSize+len(table))
 	le := binary.LittleEndian
 	copy(head, delta.Magic)
 	le.PutUint16(head[8:], delta.Version)
+	le.PutUint32(head[12:], asked)
 	le.PutUint64(head[16:], uint64(target.Size))
 	var base io.ReaderAt
-	if ix != nil {
+	if s.plan != nil {
 		le.PutUint16(head[10:], delta.FlagBase)
-		le.PutUint64(head[24:], uint64(len(ix.old)))
-		sum := sha256.Sum256(ix.old)
-		copy(head[32:], sum[:])
-		base = bytes.NewReader(ix.old)
+		le.PutUint64(head[24:], uint64(len(s.base.bytes)))
+		copy(head[32:], s.digest[:])
+		base = bytes.NewReader(s.base.bytes)
 	}
 	le.PutUint64(head[64:], uint64(stats.Memory))
 	le.PutUint32(head[72:], uint32(stats.Frames))
-	le.PutUint32(head[76:], uint32(sizes.frame))
-	le.PutUint32(head[80:], uint32(sizes.blob))
-	le.PutUint32(head[84:], uint32(sizes.body))
+	le.PutUint32(head[76:], uint32(sizes.Frame))
+	le.PutUint32(head[80:], uint32(sizes.Blob))
+	le.PutUint32(head[84:], uint32(sizes.Body))
+	le.PutUint32(head[88:], uint32(sizes.Workspace))
+	le.PutUint32(head[92:], uint32(len(common)))
 	sum := sha256.New()
 	sum.Write(head[:delta.HeaderSize-sha256.Size])
 	sum.Write(table)
+	sum.Write(common)
 	sum.Sum(head[:delta.HeaderSize-sha256.Size])
-	head = append(head, table...)
+	head = append(append(head, table...), common...)
 
 	blob := &spliced{head: head, tail: spool}
 	stats.Size += int64(len(head))
@@ -223,7 +228,7 @@ func prove(ctx context.Context, blob io.ReaderAt, stats Stats, base io.ReaderAt,
 		if n, err := target.ReadAt(want, f.Target); n != len(want) {
 			return fmt.Errorf("read new image: %w", err)
 		}
-		if err := p.Decode(i, packed, base, got); err != nil {
+		if err := p.Decode(i, packed, delta.Sources{Old: base, New: target}, got); err != nil {
 			return fmt.Errorf("%w: %w", ErrChanged, err)
 		}
 		if !bytes.Equal(got, want) {

@@ -75,7 +75,7 @@ func decoded(t testing.TB, blob, old []byte, size int) []byte {
 	}
 	for i := range p.Frames() {
 		f := p.Frame(i)
-		require.NoError(t, p.Decode(i, blob[f.Blob:f.Blob+f.BlobLength], base, out[f.Target:f.Target+f.Length]))
+		require.NoError(t, p.Decode(i, blob[f.Blob:f.Blob+f.BlobLength], delta.Sources{Old: base, New: bytes.NewReader(out)}, out[f.Target:f.Target+f.Length]))
 	}
 	return out
 }

@@ -1,8 +1,8 @@
 package mkdelta
 
 import (
+	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"sync"
 
@@ -24,50 +24,41 @@ type plan struct {
 	noSpace1 bool // no matches within the new image
 }
 
-// newPlan indexes the images and pairs their files.
-func newPlan(ctx context.Context, old []byte, target Image, o Options) (*plan, error) {
-	step, both, err := planSteps(int64(len(old)), target.Size, o)
-	if err != nil {
-		return nil, err
-	}
-	p := &plan{old: old, noSpace1: !both}
+// newPlan indexes the masks of two images and pairs their files.
+func newPlan(ctx context.Context, old, fresh picture, r room) (*plan, error) {
+	p := &plan{old: old.mask, oldFiles: old.files, newFiles: fresh.files, noSpace1: !r.both}
 	var work sync.WaitGroup
-	work.Go(func() { p.ix = newIndex(old, step) })
-	var readErr error
-	if both {
-		p.fresh = make([]byte, target.Size)
-		if n, err := target.ReadAt(p.fresh, 0); n != len(p.fresh) {
-			if err == nil || err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			readErr = fmt.Errorf("read new image: %w", err)
-		} else {
-			work.Go(func() { p.again = newIndex(p.fresh, step) })
-		}
+	work.Go(func() { p.ix = newIndex(p.old, r.step) })
+	if r.both {
+		p.fresh = fresh.mask
+		work.Go(func() { p.again = newIndex(p.fresh, r.step) })
 	}
-	// An image that nobody can list has no files: the index finds what it finds.
-	p.oldFiles, _ = files.List(asReader(old), int64(len(old)))
-	p.newFiles, _ = files.List(target, target.Size)
 	p.oldAt, p.newAt = regions(p.oldFiles), regions(p.newFiles)
 	work.Wait()
-	if readErr != nil {
-		return nil, readErr
-	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	p.pairs = pairFiles(p.oldFiles, p.newFiles, func(f files.File) int { return p.vote(target, f) })
+	p.pairs = pairFiles(p.oldFiles, p.newFiles, func(f files.File) int { return p.vote(bytes.NewReader(fresh.mask), f) })
 	return p, nil
 }
 
-// planSteps chooses the finest indexes that fit the memory, and whether the
-// new image is indexed too.
-func planSteps(old, fresh int64, o Options) (step int, both bool, err error) {
-	if step, err = indexStep(old+fresh, o); err == nil && step <= 64 {
-		return step, true, nil
+// room is what the memory allows.
+type room struct {
+	step  int  // of the indexes
+	both  bool // the new image is indexed too
+	masks bool // executables are masked
+}
+
+// planRoom chooses the most useful that fits the memory. Both images are held in it.
+func planRoom(old, fresh int64, o Options) (room, error) {
+	if step, err := indexStep(old+fresh, old+fresh, o); err == nil && step <= 64 {
+		return room{step, true, true}, nil
 	}
-	step, err = indexStep(old, o)
-	return step, false, err
+	if step, err := indexStep(old, old+2*fresh, o); err == nil && step <= 64 {
+		return room{step, false, true}, nil
+	}
+	step, err := indexStep(old, fresh, o)
+	return room{step, false, false}, err
 }
 
 // vote returns the old file that most samples of a new one are found in, or -1.
@@ -115,17 +106,4 @@ func (p *plan) vote(target io.ReaderAt, f files.File) int {
 		}
 	}
 	return best
-}
-
-type asReader []byte
-
-func (b asReader) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 || off >= int64(len(b)) {
-		return 0, io.EOF
-	}
-	n := copy(p, b[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
 }

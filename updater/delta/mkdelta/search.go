@@ -36,6 +36,7 @@ type matcher struct {
 	*plan
 	frame  []byte
 	offset int64
+	limit  int64 // bytes of the new image that may be matched against
 
 	found  []match
 	recent [seen]match
@@ -53,8 +54,7 @@ func (p *plan) matcher() *matcher { return &matcher{plan: p} }
 // match divides a frame that begins at offset in the new image into segments,
 // in order and without overlap. They are valid until the next call.
 func (m *matcher) match(frame []byte, offset int64) []segment {
-	m.frame, m.offset, m.found = frame, offset, m.found[:0]
-	m.recent = [seen]match{}
+	m.begin(frame, offset, offset)
 	end := offset + int64(len(frame))
 	done := offset
 	for i := regionAt(m.newAt, offset); done < end; i++ {
@@ -74,6 +74,21 @@ func (m *matcher) match(frame []byte, offset int64) []segment {
 	}
 	m.segments = m.choose(m.segments[:0])
 	return m.segments
+}
+
+// unpacked divides bytes that lie compressed in the image; offset is what displacements count from, and
+// the new image may be used up to limit.
+func (m *matcher) unpacked(b []byte, offset, limit int64) []segment {
+	m.begin(b, offset, limit)
+	m.scope = m.scope[:0]
+	m.scan(0, len(b), 0)
+	m.segments = m.choose(m.segments[:0])
+	return m.segments
+}
+
+func (m *matcher) begin(frame []byte, offset, limit int64) {
+	m.frame, m.offset, m.limit, m.found = frame, offset, limit, m.found[:0]
+	m.recent = [seen]match{}
 }
 
 // between looks for bytes of no file: around the same place.
@@ -249,7 +264,7 @@ func (m *matcher) anywhere(i int, h uint64, best match, try func(source, int)) {
 	}
 	longest(m.ix, int64(len(m.old)))
 	if m.again != nil && !m.noSpace1 {
-		longest(m.again, m.offset)
+		longest(m.again, m.limit)
 	}
 }
 
@@ -257,7 +272,7 @@ func (m *matcher) anywhere(i int, h uint64, best match, try func(source, int)) {
 func (m *matcher) bytesOf(s source, i int) []byte {
 	b := m.old
 	if s.space == spaceNew {
-		b = m.fresh[:m.offset]
+		b = m.fresh[:m.limit]
 	}
 	from := m.offset + int64(i) + s.at
 	if from < 0 || from >= int64(len(b)) {

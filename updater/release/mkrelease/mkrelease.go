@@ -325,13 +325,9 @@ func (base *base) rebuild(ctx context.Context, im manifest.Image, tmp string, pr
 		if p.Kind != manifest.KindFull {
 			continue
 		}
-		f, err := os.CreateTemp(tmp, "base-")
+		f, err := temporary(tmp)
 		if err != nil {
 			return nil, err
-		}
-		// Without a name it goes away with the process, however that ends.
-		if err := os.Remove(f.Name()); err != nil {
-			return nil, errors.Join(err, f.Close())
 		}
 		step := fmt.Sprintf("rebuild %s of %s", im.Name, base.m.Version)
 		if err := Rebuild(ctx, base.Release, im, p, nil, f, func(done int64) { progress(step, done, im.Size) }); err != nil {
@@ -341,6 +337,18 @@ func (base *base) rebuild(ctx context.Context, im manifest.Image, tmp string, pr
 		return f, nil
 	}
 	return nil, fmt.Errorf("base release %s carries no full payload of image %s", base.m.Version, im.Name)
+}
+
+// temporary makes a file that goes away with the process, however that ends.
+func temporary(dir string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, "image-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // source reads a blob of a release as a file.
@@ -353,8 +361,8 @@ type source struct {
 func (s source) ReadAt(p []byte, off int64) (int, error) { return s.r.ReadRange(s.ctx, s.d, off, p) }
 
 // Rebuild decodes a payload of an image and writes the image, which it checks
-// against its digest. old is the base of a delta, nil otherwise.
-func Rebuild(ctx context.Context, r *release.Release, im manifest.Image, p manifest.Payload, old io.ReaderAt, out io.Writer, progress func(done int64)) error {
+// against its digest and its hash tree. old is the base of a delta, nil otherwise; out is empty.
+func Rebuild(ctx context.Context, r *release.Release, im manifest.Image, p manifest.Payload, old io.ReaderAt, out *os.File, progress func(done int64)) error {
 	blob := source{ctx, r, p.Blob.Digest}
 	patch, err := delta.Open(blob, p.Blob.Size, delta.Limits{Memory: 1 << 30, Size: im.Size})
 	if err != nil {
@@ -367,7 +375,7 @@ func Rebuild(ctx context.Context, r *release.Release, im manifest.Image, p manif
 		if n, err := blob.ReadAt(in, frame.Blob); n < len(in) {
 			return fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
-		if err := patch.Decode(i, in, old, dst); err != nil {
+		if err := patch.Decode(i, in, delta.Sources{Old: old, New: out}, dst); err != nil {
 			return fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
 		if _, err := io.MultiWriter(sum, out).Write(dst); err != nil {
@@ -375,8 +383,12 @@ func Rebuild(ctx context.Context, r *release.Release, im manifest.Image, p manif
 		}
 		progress(frame.Target + frame.Length)
 	}
-	if got := sum.content(); got.Digest != im.Digest || got.Size != im.Size {
+	got := sum.content()
+	if got.Digest != im.Digest || got.Size != im.Size {
 		return fmt.Errorf("%w: image %s becomes %s, not %s", ErrDamaged, im.Name, got.Digest, im.Digest)
+	}
+	if got.Tree != im.Tree {
+		return fmt.Errorf("%w: the hash tree of image %s is %s, the manifest says %s", ErrDamaged, im.Name, got.Tree, im.Tree)
 	}
 	return nil
 }

@@ -196,12 +196,13 @@ func (v *Verified) decode(ctx context.Context, r *release.Release, o VerifyOptio
 				continue
 			}
 			step := "rebuild " + im.Name + " from " + p.Kind
-			sum := newHasher()
-			if err := Rebuild(ctx, r, im, p, old, sum, func(done int64) { o.Progress(step, done, im.Size) }); err != nil {
-				return fmt.Errorf("%s: %w", step, err)
+			out, err := temporary(tmp)
+			if err != nil {
+				return err
 			}
-			if got := sum.content(); got.Tree != im.Tree {
-				return fmt.Errorf("%w: the hash tree of image %s is %s, the manifest says %s", ErrDamaged, im.Name, got.Tree, im.Tree)
+			err = Rebuild(ctx, r, im, p, old, out, func(done int64) { o.Progress(step, done, im.Size) })
+			if err = errors.Join(err, out.Close()); err != nil {
+				return fmt.Errorf("%s: %w", step, err)
 			}
 			v.Rebuilt = append(v.Rebuilt, im.Name+" "+p.Kind)
 		}
