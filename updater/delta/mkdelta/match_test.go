@@ -125,7 +125,7 @@ func TestPlanMemory(t *testing.T) {
 		{0, room{16, true, true}, nil},
 		{10 * size, room{16, true, true}, nil},
 		{5*size + perWorker, room{32, true, true}, nil},
-		{4*size + 3*size/16 + perWorker, room{64, false, true}, nil},
+		{4*size + size/4 + perWorker, room{64, false, true}, nil},
 		{2*size + size/16 + perWorker, room{256, false, false}, nil},
 		{2 * size, room{}, ErrMemory},
 	} {
