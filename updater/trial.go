@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -266,8 +267,8 @@ func (u *Updater) committed() {
 // cleanUp lets the programs of a committed release end what they began in its trial: the
 // migration hook removes the old layout, the handlers make their new images run.
 //
-// It is no longer part of the trial, and the watchdog does not wait for it: it may take
-// as long as these programs may. What fails is done again at the next starts, and given
+// It is no longer part of the trial, and its deadline does not count: it may take as
+// long as these programs may. What fails is done again at the next starts, and given
 // up after a few, since a program may also fail by taking the machine down.
 func (u *Updater) cleanUp(ctx context.Context) {
 	if u.cleaning.take(ctx) != nil {
@@ -294,8 +295,7 @@ func (u *Updater) cleanUp(ctx context.Context) {
 	m := u.running.Manifest
 	var err error
 	if migrates(m, owed.DataSchema) {
-		u.event("migrating", fmt.Sprintf("commit: data schema %d to %d", owed.DataSchema, m.DataSchema.Version))
-		err = u.p.Migrate(ctx, m.DataSchema.Migrate, "commit", owed.DataSchema, m.DataSchema.Version)
+		err = u.migrate(ctx, "commit", owed.DataSchema)
 	}
 	if err = errors.Join(err, u.handlers(ctx, "commit", m, m.Images)); err != nil {
 		u.setErr(err)
@@ -408,15 +408,32 @@ func (u *Updater) prepare(ctx context.Context) error {
 	case from != 0 && from < m.DataSchema.ReadableFrom:
 		err = fmt.Errorf("data has schema %d, and this release reads from %d", from, m.DataSchema.ReadableFrom)
 	case migrates(m, from):
-		step := u.watch("data migration", hookTime+stepTime)
-		defer step.done()
-		u.event("migrating", fmt.Sprintf("prepare: data schema %d to %d", from, m.DataSchema.Version))
-		err = u.p.Migrate(ctx, m.DataSchema.Migrate, "prepare", from, m.DataSchema.Version)
+		err = u.migrate(ctx, "prepare", from)
 	}
 	if ctx.Err() == nil {
 		u.prepared, u.unprepared = true, err
 	}
 	return err
+}
+
+// migrate runs one phase of the release's hook, for at most hookTime.
+func (u *Updater) migrate(ctx context.Context, phase string, from int) error {
+	ctx, cancel := context.WithTimeout(ctx, hookTime)
+	defer cancel()
+	step := u.watch("data migration", hookTime+stepTime)
+	defer step.done()
+	to := u.running.Manifest.DataSchema
+	u.event("migrating", fmt.Sprintf("%s: data schema %d to %d", phase, from, to.Version))
+	return u.p.Migrate(ctx, to.Migrate, phase, from, to.Version)
+}
+
+// handle runs one verb of the handler of an external image, for at most handlerTime.
+func (u *Updater) handle(ctx context.Context, m manifest.Manifest, img manifest.Image, verb string, stdin io.Reader) (done bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, handlerTime)
+	defer cancel()
+	step := u.watch("handler of "+img.Name, handlerTime+stepTime)
+	defer step.done()
+	return u.p.Handlers.Run(ctx, m, img, verb, stdin)
 }
 
 func isExternal(img manifest.Image) bool { return img.Type == manifest.TypeExternal }
@@ -440,7 +457,7 @@ func (u *Updater) handlers(ctx context.Context, verb string, m manifest.Manifest
 		if !isExternal(img) {
 			continue
 		}
-		if _, err := u.p.Handlers.Run(ctx, m, img, verb, nil); err != nil {
+		if _, err := u.handle(ctx, m, img, verb, nil); err != nil {
 			errs = append(errs, fmt.Errorf("external image %s: %w", img.Name, err))
 		}
 	}

@@ -19,11 +19,12 @@ import (
 // before the watchdog counts it as stuck: minutes, because worn flash does that.
 const stepTime = 5 * time.Minute
 
-// What the programs of a system may take, each once: they are ended then, and only
-// after that the watchdog may think that something is stuck.
+// What the programs of a system may take, each once (manifest/FORMAT.md,
+// release/FORMAT.md). They are ended then, and only after that the watchdog may think
+// that something is stuck.
 const (
 	hookTime    = 10 * time.Minute // Parts.Migrate
-	handlerTime = 15 * time.Minute // Handlers, release/FORMAT.md
+	handlerTime = 15 * time.Minute // Parts.Handlers
 )
 
 // write brings one image to its place: a slot's partition, or an external handler.
@@ -252,7 +253,7 @@ func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) erro
 	}); err != nil {
 		return err
 	}
-	done, err := u.p.Handlers.Run(ctx, m, p.image, "prepare", nil)
+	done, err := u.handle(ctx, m, p.image, "prepare", nil)
 	if err != nil || done {
 		return err
 	}
@@ -274,7 +275,7 @@ func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) erro
 			return err
 		}))
 	}()
-	_, err = u.p.Handlers.Run(ctx, m, p.image, "write", r)
+	_, err = u.handle(ctx, m, p.image, "write", r)
 	if err == nil {
 		// A handler that did not read to the end has not seen all of it.
 		n, rest := io.Copy(io.Discard, r)

@@ -26,8 +26,7 @@ import (
 const (
 	// Folder is where handlers are.
 	Folder = "/usr/lib/tandem/handlers"
-	// timeLimit and grace bound one run of a handler.
-	timeLimit = 15 * time.Minute
+	// grace is what a handler has from SIGTERM to SIGKILL.
 	grace     = 10 * time.Second
 	maxOutput = 4 << 10
 
@@ -53,7 +52,8 @@ type Handlers struct {
 	Log    io.Writer // standard output of the handlers
 }
 
-// Run runs one verb. done is true if "prepare" found that there is nothing to do.
+// Run runs one verb, and ends it when ctx does. done is true if "prepare" found that
+// there is nothing to do.
 func (h Handlers) Run(ctx context.Context, m manifest.Manifest, img manifest.Image, verb string, stdin io.Reader) (done bool, err error) {
 	// The manifest's parser allows no separators in names; a handler is named by
 	// signed data all the same, so look twice.
@@ -68,8 +68,6 @@ func (h Handlers) Run(ctx context.Context, m manifest.Manifest, img manifest.Ima
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return false, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeLimit)
-	defer cancel()
 	cmd := exec.CommandContext(ctx, program, verb)
 	cmd.Env = []string{
 		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",

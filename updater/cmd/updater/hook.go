@@ -11,18 +11,15 @@ import (
 )
 
 const (
-	// hookTime bounds what a program of the system may take.
-	hookTime = 10 * time.Minute
 	// rebootGrace is how long an orderly shutdown may take before the kernel is asked
 	// directly. The watchdog, no longer fed by then, is behind that.
 	rebootGrace = 40 * time.Second
 	syncGrace   = 5 * time.Second
 )
 
-// runHook runs a program of the running system to its end. Its output goes to our log.
+// runHook runs a program of the running system to its end, or until ctx ends. Its output
+// goes to our log.
 func runHook(ctx context.Context, program string, args ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, hookTime)
-	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	var said strings.Builder
 	cmd.Stdout, cmd.Stderr = os.Stderr, &limited{w: &said, left: 4 << 10}
