@@ -15,8 +15,9 @@ import (
 // Running returns the system that runs.
 func (u *Updater) Running() Running { return u.running }
 
-// Alive proves that nothing holds the core's lock for good: the agent's main loop
-// reports to the watchdog by it.
+// Alive proves that nothing holds the core's lock for good: the agent reports to the
+// watchdog by it. That its loop turns, and that each step of an update moves on, the core
+// reports by itself.
 func (u *Updater) Alive() {
 	u.mu.Lock()
 	defer u.mu.Unlock()

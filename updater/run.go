@@ -37,7 +37,8 @@ const metadataTime = 2 * time.Minute
 // knows that it will not.
 //
 // It listens while it installs: who asked for a release must be able to ask for another
-// one before the first has come over a slow link.
+// one before the first has come over a slow link. That it listens, it proves to the
+// watchdog: the device would be deaf without it.
 func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 	u.report()
 	var (
@@ -49,8 +50,16 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 	if u.pending() != nil {
 		work.now()
 	}
+	// Waiting for messages is turning, too. What takes longer than a turn is watched by
+	// itself, and the loop is not, meanwhile.
+	loop := u.watch("main loop", stepTime)
+	defer loop.done()
+	turn := time.NewTicker(stepTime / 4)
+	defer turn.Stop()
 	for {
+		loop.progress()
 		select {
+		case <-turn.C:
 		case <-ctx.Done():
 			if doing.ended != nil {
 				<-doing.ended // it has the same ctx, and keeps its place
@@ -61,7 +70,9 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 			hear.now()
 		case <-hear.c:
 			hear.c = nil
+			loop.pause()
 			err := u.accept(ctx, fleet, *unheard)
+			loop.resume()
 			if err != nil {
 				u.setErr(err)
 				u.p.Log.Warn("statement not accepted", "err", err)
@@ -75,7 +86,9 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 			switch want := u.journal().Want; {
 			case err != nil:
 			case doing.ended == nil:
+				loop.pause()
 				u.abandon()
+				loop.resume()
 				work.now()
 			case want.Manifest != doing.want.Manifest:
 				doing.stop(ErrSuperseded)
@@ -97,7 +110,9 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 			case errors.Is(err, ErrInstalled):
 				u.report()
 			case permanent(err), errors.Is(err, ErrCancelled), unsound(err) && garbled+1 >= u.p.MaxBegun:
+				loop.pause()
 				u.refuse(doing.want, err)
+				loop.resume()
 			default:
 				if unsound(err) {
 					garbled++
@@ -177,6 +192,8 @@ var errStatement = errors.New("statement refused")
 // accept verifies a statement and makes it the desired state. The one that is known
 // already, which a broker repeats on every connection, changes nothing.
 func (u *Updater) accept(ctx context.Context, fleet Fleet, want transport.Want) error {
+	// Twice, since an installation may be at the metadata, too.
+	defer u.watch("statement", 2*metadataTime+stepTime).done()
 	keys, fresh, err := u.speakers(ctx, fleet)
 	if err != nil {
 		return fmt.Errorf("keys for statements: %w", err)

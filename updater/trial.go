@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/tandem-ota/tandem/bootctl/watchdog"
@@ -483,7 +483,10 @@ type step struct {
 	keeper *watchdog.Keeper
 	name   string
 	limit  time.Duration
-	check  atomic.Pointer[watchdog.Check]
+
+	mu    sync.Mutex
+	check *watchdog.Check // nil while it is not watched
+	over  bool            // for good, though somebody who works for it may not know yet
 }
 
 // watch begins a step that has to report progress within limit each time.
@@ -494,23 +497,33 @@ func (u *Updater) watch(name string, limit time.Duration) *step {
 }
 
 func (s *step) progress() {
-	if c := s.check.Load(); c != nil {
-		c.Report()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.check != nil {
+		s.check.Report()
 	}
 }
 
 func (s *step) pause() {
-	if c := s.check.Swap(nil); c != nil {
-		c.Unregister()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.check != nil {
+		s.check.Unregister()
+		s.check = nil
 	}
 }
 
 func (s *step) resume() {
-	if s.keeper != nil {
-		if old := s.check.Swap(s.keeper.Register(s.name, s.limit)); old != nil {
-			old.Unregister()
-		}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.keeper != nil && s.check == nil && !s.over {
+		s.check = s.keeper.Register(s.name, s.limit)
 	}
 }
 
-func (s *step) done() { s.pause() }
+func (s *step) done() {
+	s.mu.Lock()
+	s.over = true
+	s.mu.Unlock()
+	s.pause()
+}

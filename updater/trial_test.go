@@ -25,9 +25,9 @@ func (f *fed) Feed() error { f.times++; return nil }
 // guarded gives a system a watchdog and returns what ends the feeding of it.
 func (u *Updater) guarded(t *testing.T) <-chan error {
 	u.p.Keeper = watchdog.NewKeeper(&fed{}, time.Now)
-	loop := u.p.Keeper.Register("main loop", 1000*time.Hour)
+	lives := u.p.Keeper.Register("core", 1000*time.Hour)
 	ctx, stop := context.WithCancel(ctx)
-	t.Cleanup(func() { loop.Unregister() })
+	t.Cleanup(func() { lives.Unregister() })
 	end := make(chan error, 1)
 	go func() { end <- u.p.Keeper.Run(ctx, time.Second) }()
 	t.Cleanup(stop)

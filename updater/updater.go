@@ -73,21 +73,24 @@ type Running struct {
 }
 
 // oneAtATime is a boot record that several goroutines may ask for; a bootctl.Store is
-// for one.
+// for one. Its medium has to answer.
 type oneAtATime struct {
 	mu    sync.Mutex
 	store bootctl.Store
+	watch func(name string, limit time.Duration) *step
 }
 
 func (o *oneAtATime) Load() (bootctl.Record, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	defer o.watch("reading the boot record", stepTime).done()
 	return o.store.Load()
 }
 
 func (o *oneAtATime) Save(r bootctl.Record) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	defer o.watch("writing the boot record", stepTime).done()
 	return o.store.Save(r)
 }
 
@@ -112,7 +115,6 @@ func (t turn) end() { <-t }
 // program checked that before it started the system, and an updater that finds it
 // different is on another machine than it thinks.
 func New(p Parts) (*Updater, error) {
-	p.Record = &oneAtATime{store: p.Record}
 	if p.Log == nil {
 		p.Log = slog.New(slog.DiscardHandler)
 	}
@@ -125,6 +127,7 @@ func New(p Parts) (*Updater, error) {
 		return nil, fmt.Errorf("running slot %s: %w", slot, err)
 	}
 	u := &Updater{p: p, running: Running{Slot: slot, Manifest: m, Digest: digest}, watchers: map[chan transport.Progress]struct{}{}, preparing: make(turn, 1), cleaning: make(turn, 1)}
+	u.p.Record = &oneAtATime{store: p.Record, watch: u.watch}
 	u.j, err = journal.Load(p.Store)
 	if err != nil {
 		// A hint that is lost costs a repeated download, never the device.

@@ -252,6 +252,7 @@ func (u *Updater) invalidate() error {
 			return fmt.Errorf("boot record: %w", err)
 		}
 	}
+	defer u.watch("erasing the record of slot "+string(u.spare()), stepTime).done()
 	d, err := u.p.Slots.Spare("root")
 	if err != nil {
 		return err

@@ -10,7 +10,7 @@ import (
 // However a program cuts what it says into pieces, its end is kept and never more than
 // the limit.
 func TestWriter(t *testing.T) {
-	said := strings.Repeat("all is well\n", Limit) + "bus is busy\nmotor not found\n\n"
+	said := strings.Repeat("all is well\n", 1000) + "bus is busy\nmotor not found\n\n"
 	for _, piece := range []int{1, 7, 512, Limit - 1, Limit, Limit + 1, len(said)} {
 		var w Writer
 		for rest := said; rest != ""; {
