@@ -66,9 +66,13 @@ func (u *Updater) Resume(ctx context.Context) error {
 func (u *Updater) reverted(record bootctl.Record, action Action) error {
 	reason, check, detail, log := u.why(record, action)
 	u.change(func(j *journal.Journal) {
+		told := j.Update != nil && j.Update.Reason != ""
 		if j.Update == nil {
 			// The journal was lost. Who was tried is in the slot record, if that is whole.
 			j.Update = u.lost()
+		}
+		if !told && record.Trying != "" {
+			j.Update.Used = max(0, j.Update.Tries-record.Tries)
 		}
 		j.State = string(Trial)
 		j.Update.Reason, j.Update.Check, j.Update.Detail, j.Update.Log = reason, check, detail, log
@@ -93,9 +97,6 @@ func (u *Updater) reverted(record bootctl.Record, action Action) error {
 		}
 	}
 	u.takeBack(u.journal().Update)
-	u.mu.Lock()
-	u.j.Update.Tries -= record.Tries // used, from here on; conclude saves it
-	u.mu.Unlock()
 	u.conclude(transport.Reverted, reason, check, detail)
 	return nil
 }
@@ -210,8 +211,9 @@ func unwant(j *journal.Journal, why string) {
 	}
 }
 
-// Rollback boots the other slot again, as a trial of one boot that an operator asked
-// for: a system that ran before may have rotted since.
+// Rollback boots the other slot again, as a trial that an operator asked for, with as many
+// boots as its release allows: a system that ran before may have rotted since, and one
+// power cut is no proof of that.
 //
 // Refused unless forced: a system that cannot read the present data. Never forced:
 // one below the floor of epochs, or a slot that is not whole.

@@ -331,9 +331,12 @@ func TestRollback(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, u.Rollback(ctx, false))
 		require.NotEmpty(t, d.rebooting)
+		require.Equal(t, d.w.by["1.0.0"].m.Trial.Tries, d.record().Tries)
+		d.powerOn() // a power cut in the first of them
 		u = d.start()
 		d.settled(u, "1.0.0")
 		require.Equal(t, transport.Committed, d.verdict().Result)
+		require.Equal(t, 2, d.verdict().Tries)
 
 		// The old system does not come up any more: back again.
 		d.hangs["2.0.0"] = "panic"

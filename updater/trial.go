@@ -29,6 +29,7 @@ func (u *Updater) probation(ctx context.Context) error {
 		u.p.Keeper.StartTrial(u.untilDeadline())
 	}
 	from := u.schema()
+	record, err := u.p.Record.Load()
 	u.change(func(j *journal.Journal) {
 		if j.Update == nil || j.Update.Manifest != u.running.Digest {
 			// The journal is lost or of another time. The trial is real all the same.
@@ -39,6 +40,10 @@ func (u *Updater) probation(ctx context.Context) error {
 		}
 		j.State = string(Trial)
 		j.Update.DataSchema = from // the commit will have to know
+		if err == nil {
+			// Now, since how the trial ends takes the count out of the boot record.
+			j.Update.Used = max(0, j.Update.Tries-record.Tries)
+		}
 	})
 	u.report()
 	if err := u.admissible(); err != nil {

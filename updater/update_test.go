@@ -87,6 +87,26 @@ func TestDeadReleaseReverts(t *testing.T) {
 	}
 }
 
+// A verdict says how many boots the trial took, however it ended: by a commit or by
+// giving up in one of them, or with the last.
+func TestTriesOfVerdict(t *testing.T) {
+	for _, cuts := range []int{0, 1, 2} {
+		for _, sick := range []string{"", "works"} {
+			bubble(t, func(t *testing.T) {
+				d := newDevice(t, "1.0.0", "")
+				require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+				d.sick["2.0.0"] = sick
+				for range cuts {
+					d.powerOn()
+				}
+				u := d.start()
+				require.Equal(t, cuts+1, d.verdict().Tries)
+				require.Equal(t, cuts+1, u.Last().Tries, "and so does status, which doctor compares with the log of boots")
+			})
+		}
+	}
+}
+
 // A loader that does not get the new system loaded, or cannot count its tries, boots
 // the old one, which clears the trial.
 func TestLoaderCannotTry(t *testing.T) {

@@ -286,6 +286,7 @@ func (u *Updater) conclude(result, reason, check, detail string) {
 			return
 		}
 		v := journal.Verdict{Update: *j.Update, Result: result, Ended: u.p.Now().Unix()}
+		v.Tries = v.Used
 		if v.Reason == "" {
 			v.Reason = reason
 		}

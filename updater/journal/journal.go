@@ -71,8 +71,9 @@ type Update struct {
 	Manifest manifest.Digest  `json:"manifest"`
 	Version  string           `json:"version"`
 	Sequence uint64           `json:"sequence"`
-	Slot     string           `json:"slot"` // that is written and tried
-	Tries    int              `json:"tries"`
+	Slot     string           `json:"slot"`           // that is written and tried
+	Tries    int              `json:"tries"`          // boots of the trial; in a verdict, those that it took
+	Used     int              `json:"used,omitempty"` // boots that it has taken, as far as is known
 	Force    bool             `json:"force,omitempty"`
 	Written  map[string]int64 `json:"written,omitempty"` // image name to the offset up to which it is durable
 	BootID   string           `json:"boot_id,omitempty"` // of the boot in which the trial was armed
