@@ -54,6 +54,10 @@ var (
 	// ErrNoDelta means that no delta of the release fits what runs here, and that
 	// policy does not allow to download the whole images.
 	ErrNoDelta = errors.New("no delta fits what runs here")
+	// ErrBase means that the running system is damaged on its medium, so that deltas make
+	// something else of it than they should. The whole images help, where policy allows
+	// them; the medium may be failing.
+	ErrBase = errors.New("the running system is damaged on its medium")
 	// ErrMemory means that no payload of an image can be applied within the
 	// device's memory budget.
 	ErrMemory = errors.New("needs more memory than allowed")

@@ -61,6 +61,8 @@ func (u *Updater) verifyImage(ctx context.Context, slot bootctl.Slot, img manife
 	if medium, ok := d.(partition.Medium); ok {
 		read = medium.ReadMedium
 	}
+	step := u.watch("verifying "+img.Name, stepTime)
+	defer step.done()
 	h, buf := sha256.New(), make([]byte, manifest.LeafSize)
 	phase := transport.Progress{Phase: "verifying slot " + string(slot) + " " + img.Name, Total: img.Size}
 	for off := int64(0); off < img.Size; off += int64(len(buf)) {
@@ -72,6 +74,7 @@ func (u *Updater) verifyImage(ctx context.Context, slot bootctl.Slot, img manife
 			return err
 		}
 		h.Write(buf)
+		step.progress()
 		if phase.Done = off + int64(len(buf)); phase.Done%(16<<20) == 0 || phase.Done == img.Size {
 			u.tell(phase)
 		}

@@ -187,7 +187,7 @@ func (u *Updater) Install(ctx context.Context, src Source, o Options) (err error
 		return fmt.Errorf("prepare slot %s: %w", u.spare(), err)
 	}
 	for _, p := range payloads {
-		if err := u.write(ctx, src, p); err != nil {
+		if err := u.bring(ctx, src, p, o); err != nil {
 			return u.interrupted(ctx, rel, fmt.Errorf("write %s of %s to slot %s: %w", p.image.Name, rel, u.spare(), err))
 		}
 	}
@@ -268,6 +268,8 @@ func (u *Updater) interrupted(ctx context.Context, rel release, err error) error
 		u.conclude(transport.Failed, "superseded", "", ErrSuperseded.Error())
 	case ctx.Err() != nil:
 		// Shutting down. The journal knows where to go on.
+	case errors.Is(err, ErrBase):
+		// Nothing is wrong with the release. With leave for the whole images it goes on.
 	case permanent(err):
 		u.change(func(j *journal.Journal) {
 			j.Fail(journal.Failure{Manifest: rel.digest, Version: rel.m.Version, Reason: err.Error()})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/partition"
@@ -156,6 +157,12 @@ func (u *Updater) choose(rel release, o Options) ([]payload, error) {
 		chosen = append(chosen, best)
 	}
 	return chosen, nil
+}
+
+// withoutDeltas is the image as a release has it that was made for no base.
+func withoutDeltas(img manifest.Image) manifest.Image {
+	img.Payloads = slices.DeleteFunc(slices.Clone(img.Payloads), func(p manifest.Payload) bool { return p.Kind == manifest.KindDelta })
+	return img
 }
 
 func (u *Updater) chooseOne(img manifest.Image, o Options) (payload, error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/tandem-ota/tandem/partition"
@@ -26,6 +27,30 @@ const (
 	hookTime    = 10 * time.Minute // Parts.Migrate
 	handlerTime = 15 * time.Minute // Parts.Handlers
 )
+
+// bring is write, and takes the whole image where the base of its delta turns out to be
+// damaged. Policy decides, as it does where no delta fits.
+func (u *Updater) bring(ctx context.Context, src Source, p payload, o Options) error {
+	err := u.write(ctx, src, p)
+	if p.base == nil || !among(err, ErrMismatch, syscall.EIO) {
+		return err
+	}
+	damage := u.verifyImage(ctx, u.running.Slot, *p.base)
+	if !among(damage, ErrMismatch, syscall.EIO) {
+		return err // it was something else
+	}
+	base := fmt.Sprintf("%s of %s in slot %s", p.base.Name, u.running.Manifest.Version, u.running.Slot)
+	u.event("damaged", fmt.Sprintf("%s: %v", base, damage))
+	whole, err := u.chooseOne(withoutDeltas(p.image), o)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %s: %w", ErrBase, base, err)
+	case o.Full != transport.FullGo:
+		return fmt.Errorf("%w: %s: %w, and policy does not allow %d bytes in full", ErrBase, base, ErrNoDelta, whole.Blob.Size)
+	}
+	whole.manifest = p.manifest
+	return u.write(ctx, src, whole)
+}
 
 // write brings one image to its place: a slot's partition, or an external handler.
 func (u *Updater) write(ctx context.Context, src Source, p payload) error {

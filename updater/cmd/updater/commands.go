@@ -274,7 +274,7 @@ func codeOf(err error) int {
 		{6, []error{updater.ErrAlarm, bootctl.ErrNoRecord}},
 		{7, []error{updater.ErrInstalled}},
 		{3, []error{
-			updater.ErrBoard, updater.ErrDowngrade, updater.ErrEpoch, updater.ErrFailedBefore, updater.ErrAttempts, updater.ErrNoDelta, updater.ErrMemory,
+			updater.ErrBoard, updater.ErrDowngrade, updater.ErrEpoch, updater.ErrFailedBefore, updater.ErrAttempts, updater.ErrNoDelta, updater.ErrBase, updater.ErrMemory,
 			updater.ErrNewerData, updater.ErrNoFallback, updater.ErrOnTrial, updater.ErrNotOnTrial, updater.ErrNotInstalling, updater.ErrCancelled,
 			trust.ErrSignature, trust.ErrThreshold, trust.ErrExpired, trust.ErrRollback, trust.ErrNoTarget, trust.ErrMismatch, trust.ErrFormat,
 			manifest.ErrFormat, manifest.ErrCritical, manifest.ErrUnsupported, manifest.ErrTooLarge,
