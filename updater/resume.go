@@ -34,7 +34,7 @@ func (u *Updater) Resume(ctx context.Context) error {
 	switch action {
 	case Nothing, Continue:
 		u.repeatVerdict()
-		u.cleanUp(ctx)
+		_ = u.cleanUp(ctx)
 	case Forget:
 		u.change(func(j *journal.Journal) { j.State, j.Update = string(Idle), nil })
 	case Restart:
@@ -43,9 +43,11 @@ func (u *Updater) Resume(ctx context.Context) error {
 		return u.probation(ctx)
 	case Committed:
 		u.committed()
-		u.cleanUp(ctx)
+		_ = u.cleanUp(ctx)
 	case Reverted, Skipped:
-		return u.reverted(record, action)
+		err := u.reverted(record, action)
+		_ = u.cleanUp(ctx)
+		return err
 	case Rewrite:
 		return u.rewrite(ctx, record)
 	case Alarm:
@@ -96,7 +98,6 @@ func (u *Updater) reverted(record bootctl.Record, action Action) error {
 			return fmt.Errorf("clear the trial of slot %s: %w", record.Trying, err)
 		}
 	}
-	u.takeBack(u.journal().Update)
 	u.conclude(transport.Reverted, reason, check, detail)
 	return nil
 }

@@ -46,23 +46,38 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 		hear, work = pause{}, pause{}
 		doing      attempt
 		garbled    int // answers to the same statement that nobody signed
+		rest       pause
+		cleaned    chan error // nil while nothing that was put off is being done
 	)
 	if u.pending() != nil {
 		work.now()
 	}
-	// Waiting for messages is turning, too. What takes longer than a turn is watched by
-	// itself, and the loop is not, meanwhile.
+	// Waiting for messages is turning, too. accept takes longer than a turn, and is
+	// watched by itself.
 	loop := u.watch("main loop", stepTime)
 	defer loop.done()
 	turn := time.NewTicker(stepTime / 4)
 	defer turn.Stop()
 	for {
 		loop.progress()
+		if rest.c == nil && cleaned == nil && u.putOff() {
+			rest.later()
+		}
 		select {
 		case <-turn.C:
+		case <-rest.c:
+			rest.c, cleaned = nil, make(chan error, 1)
+			go func(c chan<- error) { c <- u.cleanUp(ctx) }(cleaned)
+		case err := <-cleaned:
+			if cleaned = nil; err == nil {
+				rest = pause{}
+			}
 		case <-ctx.Done():
 			if doing.ended != nil {
 				<-doing.ended // it has the same ctx, and keeps its place
+			}
+			if cleaned != nil {
+				<-cleaned
 			}
 			return context.Cause(ctx)
 		case want := <-fleet.Wants():
@@ -86,9 +101,7 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 			switch want := u.journal().Want; {
 			case err != nil:
 			case doing.ended == nil:
-				loop.pause()
 				u.abandon()
-				loop.resume()
 				work.now()
 			case want.Manifest != doing.want.Manifest:
 				doing.stop(ErrSuperseded)
@@ -110,9 +123,7 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 			case errors.Is(err, ErrInstalled):
 				u.report()
 			case permanent(err), errors.Is(err, ErrCancelled), unsound(err) && garbled+1 >= u.p.MaxBegun:
-				loop.pause()
 				u.refuse(doing.want, err)
-				loop.resume()
 			default:
 				if unsound(err) {
 					garbled++
@@ -168,7 +179,6 @@ func (u *Updater) abandon() {
 	if j.Update == nil || j.Want == nil || j.Update.Manifest == j.Want.Manifest || State(j.State) != Writing && State(j.State) != Written {
 		return
 	}
-	u.takeBack(j.Update)
 	u.conclude(transport.Failed, "superseded", "", "release "+j.Want.Version+" was asked for instead")
 }
 
@@ -257,9 +267,6 @@ func (u *Updater) refuse(want journal.Want, err error) {
 		u.p.Log.Warn("waiting for leave to download the whole images", "err", err)
 		return
 	}
-	if up := u.journal().Update; up != nil && up.Manifest == want.Manifest {
-		u.takeBack(up)
-	}
 	var verdict *journal.Verdict
 	u.change(func(j *journal.Journal) {
 		if j.Want != nil && j.Want.Counter == want.Counter {
@@ -273,6 +280,7 @@ func (u *Updater) refuse(want journal.Want, err error) {
 		case j.Update != nil && j.Update.Manifest == want.Manifest:
 			up = j.Update
 			j.State, j.Update = string(Idle), nil
+			owe(j, *up)
 		case j.Last != nil && j.Last.Counter == want.Counter:
 			return // it had begun, and was concluded where it failed
 		}

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"sync"
 	"time"
 
-	"github.com/tandem-ota/tandem/bootctl/watchdog"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
@@ -63,7 +60,7 @@ func (u *Updater) probation(ctx context.Context) error {
 	switch {
 	case ctx.Err() == nil && checking.Err() != nil:
 		// An operator has decided. What follows from a commit is done once, here or there.
-		u.cleanUp(ctx)
+		_ = u.cleanUp(ctx)
 		return nil
 	case ctx.Err() != nil:
 		// Shutting down during the trial: neither commit nor revert. The next boot
@@ -235,7 +232,7 @@ func (u *Updater) commit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	u.cleanUp(ctx)
+	_ = u.cleanUp(ctx) // what fails is owed
 	return nil
 }
 
@@ -267,47 +264,6 @@ func (u *Updater) committed() {
 	})
 	u.event("committed", fmt.Sprintf("slot %s, release %s", u.running.Slot, m.Version))
 	u.conclude(transport.Committed, "", "", "")
-}
-
-// cleanUp lets the programs of a committed release end what they began in its trial: the
-// migration hook removes the old layout, the handlers make their new images run.
-//
-// It is no longer part of the trial, and its deadline does not count: it may take as
-// long as these programs may. What fails is done again at the next starts, and given
-// up after a few, since a program may also fail by taking the machine down.
-func (u *Updater) cleanUp(ctx context.Context) {
-	if u.cleaning.take(ctx) != nil {
-		return // it is owed still
-	}
-	defer u.cleaning.end()
-	owed := u.journal().CleanUp
-	if owed == nil || owed.Manifest != u.running.Digest || u.down() {
-		return
-	}
-	if owed.Begun >= u.p.MaxBegun {
-		u.p.Log.Error("clean-up given up", "release", u.running.Manifest.Version, "begun", owed.Begun)
-		u.change(func(j *journal.Journal) { j.CleanUp = nil })
-		return
-	}
-	if err := u.must(func(j *journal.Journal) {
-		next := *owed
-		next.Begun++
-		j.CleanUp = &next
-	}); err != nil {
-		u.p.Log.Error("clean-up put off", "err", err)
-		return
-	}
-	m := u.running.Manifest
-	var err error
-	if migrates(m, owed.DataSchema) {
-		err = u.migrate(ctx, "commit", owed.DataSchema)
-	}
-	if err = errors.Join(err, u.handlers(ctx, "commit", m, m.Images)); err != nil {
-		u.setErr(err)
-		u.p.Log.Error("clean up after the commit", "err", err)
-		return
-	}
-	u.change(func(j *journal.Journal) { j.CleanUp = nil })
 }
 
 // raiseFloor makes epoch the lowest that is accepted. The other slot is retired first
@@ -430,105 +386,4 @@ func (u *Updater) migrate(ctx context.Context, phase string, from int) error {
 	to := u.running.Manifest.DataSchema
 	u.event("migrating", fmt.Sprintf("%s: data schema %d to %d", phase, from, to.Version))
 	return u.p.Migrate(ctx, to.Migrate, phase, from, to.Version)
-}
-
-// handle runs one verb of the handler of an external image, for at most handlerTime.
-func (u *Updater) handle(ctx context.Context, m manifest.Manifest, img manifest.Image, verb string, stdin io.Reader) (done bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, handlerTime)
-	defer cancel()
-	step := u.watch("handler of "+img.Name, handlerTime+stepTime)
-	defer step.done()
-	return u.p.Handlers.Run(ctx, m, img, verb, stdin)
-}
-
-func isExternal(img manifest.Image) bool { return img.Type == manifest.TypeExternal }
-
-// externals returns the external images of a release, without their payloads.
-func externals(m manifest.Manifest) []manifest.Image {
-	var images []manifest.Image
-	for _, img := range m.Images {
-		if isExternal(img) {
-			img.Payloads, img.Verity = nil, nil
-			images = append(images, img)
-		}
-	}
-	return images
-}
-
-// handlers tells the programs of external images how the update ended.
-func (u *Updater) handlers(ctx context.Context, verb string, m manifest.Manifest, images []manifest.Image) error {
-	var errs []error
-	for _, img := range images {
-		if !isExternal(img) {
-			continue
-		}
-		if _, err := u.handle(ctx, m, img, verb, nil); err != nil {
-			errs = append(errs, fmt.Errorf("external image %s: %w", img.Name, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// takeBack tells the handlers that were asked to prepare that the update came to nothing
-// (release/FORMAT.md). It comes before the verdict: a power cut in between says it again.
-func (u *Updater) takeBack(up *journal.Update) {
-	if up == nil {
-		return
-	}
-	m := manifest.Manifest{Product: u.running.Manifest.Product, Version: up.Version, Sequence: up.Sequence}
-	if err := u.handlers(context.Background(), "revert", m, up.Prepared); err != nil {
-		u.setErr(err)
-		u.p.Log.Error("take back", "release", up.Version, "err", err)
-	}
-}
-
-// step is a piece of local work that the watchdog watches: it must move on, or the
-// machine is not well. Waiting for the network is not part of it.
-type step struct {
-	keeper *watchdog.Keeper
-	name   string
-	limit  time.Duration
-
-	mu    sync.Mutex
-	check *watchdog.Check // nil while it is not watched
-	over  bool            // for good, though somebody who works for it may not know yet
-}
-
-// watch begins a step that has to report progress within limit each time.
-func (u *Updater) watch(name string, limit time.Duration) *step {
-	s := &step{keeper: u.p.Keeper, name: name, limit: limit}
-	s.resume()
-	return s
-}
-
-func (s *step) progress() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.check != nil {
-		s.check.Report()
-	}
-}
-
-func (s *step) pause() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.check != nil {
-		s.check.Unregister()
-		s.check = nil
-	}
-}
-
-func (s *step) resume() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.keeper != nil && s.check == nil && !s.over {
-		s.check = s.keeper.Register(s.name, s.limit)
-	}
-}
-
-func (s *step) done() {
-	s.mu.Lock()
-	s.over = true
-	s.mu.Unlock()
-	s.pause()
 }

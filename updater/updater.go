@@ -183,7 +183,7 @@ func (u *Updater) Install(ctx context.Context, src Source, o Options) (err error
 	if err != nil {
 		return fmt.Errorf("release %s: %w", rel, err)
 	}
-	if err := u.begin(rel, o); err != nil {
+	if err := u.begin(ctx, rel, o); err != nil {
 		return fmt.Errorf("prepare slot %s: %w", u.spare(), err)
 	}
 	for _, p := range payloads {
@@ -260,27 +260,30 @@ func (u *Updater) interrupted(ctx context.Context, rel release, err error) error
 	switch {
 	case errors.Is(context.Cause(ctx), ErrCancelled):
 		err = fmt.Errorf("%w: %w", ErrCancelled, err)
-		u.takeBack(u.journal().Update)
 		u.conclude(transport.Failed, transport.ReasonOperator, "", "cancelled")
 	case errors.Is(context.Cause(ctx), ErrSuperseded):
 		err = fmt.Errorf("%w: %w", ErrSuperseded, err)
-		u.takeBack(u.journal().Update)
 		u.conclude(transport.Failed, "superseded", "", ErrSuperseded.Error())
 	case ctx.Err() != nil:
 		// Shutting down. The journal knows where to go on.
+		return err
 	case errors.Is(err, ErrBase):
 		// Nothing is wrong with the release. With leave for the whole images it goes on.
+		return err
 	case permanent(err):
 		u.change(func(j *journal.Journal) {
 			j.Fail(journal.Failure{Manifest: rel.digest, Version: rel.m.Version, Reason: err.Error()})
 		})
-		u.takeBack(u.journal().Update)
 		u.conclude(transport.Failed, "install", "", err.Error())
+	default:
+		return err
 	}
+	_ = u.cleanUp(context.WithoutCancel(ctx))
 	return err
 }
 
-// conclude ends the update in the journal and reports its verdict, once.
+// conclude ends the update in the journal and reports its verdict, once. What its programs
+// have to do about it is for cleanUp.
 func (u *Updater) conclude(result, reason, check, detail string) {
 	var last *journal.Verdict
 	u.change(func(j *journal.Journal) {
@@ -299,6 +302,9 @@ func (u *Updater) conclude(result, reason, check, detail string) {
 			v.Detail = detail
 		}
 		j.State, j.Update, j.Last = string(Idle), nil, &v
+		if result != transport.Committed {
+			owe(j, v.Update)
+		}
 		last = &v
 	})
 	if last == nil {

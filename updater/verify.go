@@ -212,7 +212,7 @@ func (u *Updater) base(img manifest.Image, digest manifest.Digest) *manifest.Ima
 
 // begin makes the spare slot one that nobody boots, before the first byte of it
 // changes, unless an interrupted installation of the same release already did.
-func (u *Updater) begin(rel release, o Options) error {
+func (u *Updater) begin(ctx context.Context, rel release, o Options) error {
 	j := u.journal()
 	if j.Update != nil && State(j.State) != Trial {
 		if j.Update.Manifest == rel.digest && j.Update.Slot == string(u.spare()) {
@@ -221,8 +221,8 @@ func (u *Updater) begin(rel release, o Options) error {
 			u.change(func(j *journal.Journal) { j.Update.Force, j.Update.Counter = o.Force, o.Counter })
 			return u.invalidate()
 		}
-		u.takeBack(j.Update)
 		u.conclude(transport.Failed, "superseded", "", "release "+rel.String()+" was asked for instead")
+		_ = u.cleanUp(ctx)
 	}
 	if err := u.must(func(j *journal.Journal) {
 		j.Begin(rel.digest)

@@ -3,6 +3,7 @@ package updater
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/tandem-ota/tandem/partition"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/external"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
 )
@@ -267,6 +269,11 @@ func (u *Updater) downloaded(n int64) {
 // interruption; what the handler has is the handler's to know.
 func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) error {
 	m := p.manifest
+	// First what is owed for an update before this one: a revert that comes late would take
+	// this one's image away. What cannot be done at all must not keep the device from updates.
+	if err := u.cleanUp(ctx); errors.Is(err, external.ErrNotNow) || ctx.Err() != nil {
+		return err
+	}
 	// Before the handler does anything that it would have to take back.
 	if err := u.must(func(j *journal.Journal) {
 		told := func(img manifest.Image) bool { return img.Name == p.image.Name }
@@ -275,6 +282,7 @@ func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) erro
 			img.Payloads, img.Verity = nil, nil
 			j.Update.Prepared = append(slices.Clone(j.Update.Prepared), img)
 		}
+		j.TakeBack = nil
 	}); err != nil {
 		return err
 	}
