@@ -81,8 +81,7 @@ func TestStalledMediumIsNotFed(t *testing.T) {
 		d := newDevice(t, "1.0.0", "0.9.0")
 		u := d.start()
 		c := make(chan struct{})
-		record := u.p.Record.(*oneAtATime)
-		record.store = stalled{record.store, c}
+		u.record.store = stalled{u.record.store, c}
 		end, done := u.guarded(t), make(chan error, 1)
 		go func() { done <- d.install(u, "2.0.0", Options{}) }()
 		require.ErrorContains(t, <-end, "boot record")

@@ -33,6 +33,29 @@ func (u *Updater) Expired(why error) error {
 	return u.reboot(why.Error())
 }
 
+// Hold keeps everybody else from the boot record while f looks at its storage in its own
+// way. A copy that is just being written looks like one that is garbled.
+func (u *Updater) Hold(f func()) {
+	u.record.mu.Lock()
+	defer u.record.mu.Unlock()
+	f()
+}
+
+// VerifySlots is VerifySlot for the running slot, and for the other one if it may boot.
+func (u *Updater) VerifySlots(ctx context.Context) error {
+	if err := u.VerifySlot(ctx, u.running.Slot); err != nil {
+		return err
+	}
+	record, err := u.p.Record.Load()
+	if err != nil {
+		return fmt.Errorf("boot record: %w", err)
+	}
+	if record.Mark(u.spare()) != bootctl.OK {
+		return nil
+	}
+	return u.VerifySlot(ctx, u.spare())
+}
+
 // VerifySlot compares the images in a slot, as they are on the medium, with the signed
 // manifest in its slot record. It reads all of the slot.
 func (u *Updater) VerifySlot(ctx context.Context, slot bootctl.Slot) error {

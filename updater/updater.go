@@ -38,6 +38,7 @@ import (
 type Updater struct {
 	p       Parts
 	running Running
+	record  *oneAtATime // is p.Record
 
 	busy sync.Mutex // held by whoever changes slots
 
@@ -127,7 +128,8 @@ func New(p Parts) (*Updater, error) {
 		return nil, fmt.Errorf("running slot %s: %w", slot, err)
 	}
 	u := &Updater{p: p, running: Running{Slot: slot, Manifest: m, Digest: digest}, watchers: map[chan transport.Progress]struct{}{}, preparing: make(turn, 1), cleaning: make(turn, 1)}
-	u.p.Record = &oneAtATime{store: p.Record, watch: u.watch}
+	u.record = &oneAtATime{store: p.Record, watch: u.watch}
+	u.p.Record = u.record
 	u.j, err = journal.Load(p.Store)
 	if err != nil {
 		// A hint that is lost costs a repeated download, never the device.

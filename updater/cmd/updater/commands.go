@@ -226,7 +226,7 @@ func (s *service) do(ctx context.Context, verb string, r control.Request) error 
 		return s.core.Cancel()
 	case "verify":
 		if r.Release == "" {
-			return s.verifySlots(ctx)
+			return s.core.VerifySlots(ctx)
 		}
 		src, err := release.Open(r.Release)
 		if err != nil {
@@ -237,22 +237,6 @@ func (s *service) do(ctx context.Context, verb string, r control.Request) error 
 		return err
 	}
 	return fmt.Errorf("%w: no command %q", errUsage, verb)
-}
-
-// verifySlots compares the running slot, and the other one if it may boot.
-func (s *service) verifySlots(ctx context.Context) error {
-	running := s.core.Running().Slot
-	if err := s.core.VerifySlot(ctx, running); err != nil {
-		return err
-	}
-	record, err := s.device.parts.Store.Load()
-	if err != nil {
-		return fmt.Errorf("boot record: %w", err)
-	}
-	if record.Mark(running.Other()) != bootctl.OK {
-		return nil
-	}
-	return s.core.VerifySlot(ctx, running.Other())
 }
 
 // Code implements control.Handler.
