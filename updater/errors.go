@@ -71,8 +71,12 @@ var (
 	// source is damaged.
 	ErrMismatch = errors.New("rebuilt content differs from the manifest")
 	// ErrAlarm means that journal and boot record contradict each other in a way
-	// that no power cut explains, and that nothing is written until a person looked.
+	// that no power cut explains, and that nothing is written until a person looked and
+	// vouched for what runs (EndAlarm).
 	ErrAlarm = errors.New("boot record needs a person")
+	// ErrNoAlarm means that there is none to end: the boot record says what runs, or says
+	// something that the program acts on by itself when it starts.
+	ErrNoAlarm = errors.New("there is no alarm to end")
 )
 
 // permanent tells errors that the same release will meet again from those that pass

@@ -171,6 +171,9 @@ func (u *Updater) Commit(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("boot record: %w", err)
 	}
+	if record.Trying != u.running.Slot && record.Good != u.running.Slot {
+		return fmt.Errorf("%w: slot %s runs, and slot %s is the good one", ErrAlarm, u.running.Slot, record.Good)
+	}
 	if record.Trying != u.running.Slot {
 		return ErrNotOnTrial
 	}

@@ -58,6 +58,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		flags.BoolVar(&o.full, "full", false, "whole images where no delta fits")
 		flags.BoolVar(&o.hold, "hold", false, "do not reboot")
 		most = 1
+	case "commit":
+		flags.BoolVar(&o.force, "force", false, "end an alarm: compare the running slot with its manifest and make it the good one, though it is not on trial")
 	case "rollback":
 		flags.BoolVar(&o.force, "force", false, "also to a system that cannot read the present data")
 	case "verify":
@@ -219,6 +221,9 @@ func (s *service) do(ctx context.Context, verb string, r control.Request) error 
 		o := updater.Options{Force: r.Force, Full: r.Full, Hold: r.Hold}
 		return s.core.Install(ctx, src, o)
 	case "commit":
+		if r.Force {
+			return s.core.EndAlarm(ctx)
+		}
 		return s.core.Commit(ctx)
 	case "rollback":
 		return s.core.Rollback(ctx, r.Force)
@@ -259,7 +264,7 @@ func codeOf(err error) int {
 		{7, []error{updater.ErrInstalled}},
 		{3, []error{
 			updater.ErrBoard, updater.ErrDowngrade, updater.ErrEpoch, updater.ErrFailedBefore, updater.ErrAttempts, updater.ErrNoDelta, updater.ErrBase, updater.ErrMemory,
-			updater.ErrNewerData, updater.ErrNoFallback, updater.ErrOnTrial, updater.ErrNotOnTrial, updater.ErrNotInstalling, updater.ErrCancelled,
+			updater.ErrNewerData, updater.ErrNoFallback, updater.ErrOnTrial, updater.ErrNotOnTrial, updater.ErrNoAlarm, updater.ErrNotInstalling, updater.ErrCancelled,
 			trust.ErrSignature, trust.ErrThreshold, trust.ErrExpired, trust.ErrRollback, trust.ErrNoTarget, trust.ErrMismatch, trust.ErrFormat,
 			manifest.ErrFormat, manifest.ErrCritical, manifest.ErrUnsupported, manifest.ErrTooLarge,
 			release.ErrFormat, release.ErrUnsafe, transport.ErrLeaf, updater.ErrMismatch,
@@ -286,6 +291,8 @@ func hintFor(err error) string {
 		{updater.ErrDowngrade, "-force goes back to an older release, down to the floor of epochs"},
 		{updater.ErrBusy, "`updater status` shows it, `updater cancel` ends it"},
 		{updater.ErrOnTrial, "`updater commit` keeps the running system, `updater rollback` gives it up"},
+		{updater.ErrAlarm, "`updater status` shows it; once you know why, `updater commit -force` makes the running system the good one"},
+		{updater.ErrNoAlarm, "`updater commit` ends a trial; after a boot record that could not be read, restart the agent"},
 		{trust.ErrExpired, "publish again with newer metadata, or install from a stick"},
 		{partition.ErrMounted, "is this board's fstab old? the spare slot must not be mounted"},
 		{errNoDevice, "is this a system that Tandem started? /run/tandem/boot.json is written by its first program"},
