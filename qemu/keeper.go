@@ -133,7 +133,7 @@ func (d *Device) obey(ctx context.Context, q Request, r *Reply) error {
 	case "push":
 		return d.Push(ctx, arg(0), arg(1))
 	case "plug":
-		return d.Plug(ctx, arg(0), arg(1), Virtio)
+		return d.Plug(ctx, arg(0), arg(1), USB)
 	case "unplug":
 		return d.Unplug(ctx, arg(0))
 	case "run":

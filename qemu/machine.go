@@ -11,7 +11,7 @@ import (
 	"strconv"
 )
 
-// Buses with a free slot for hot-plugged disks (Plug).
+// Buses with a free slot for hot-plugged virtio disks (Plug).
 const rootPorts = 4
 
 // args is QEMU's command line. Descriptors 3, 4, 5 and 6 are the wires of the

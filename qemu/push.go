@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,13 +15,15 @@ import (
 type Bus string
 
 const (
-	USB    Bus = "usb"    // a memory stick; the guest needs xhci-pci and usb-storage
+	USB    Bus = "usb"    // a memory stick; the guest needs xhci_pci, usb_storage and sd_mod
 	Virtio Bus = "virtio" // the guest needs virtio-blk, which its own disk needs too
 )
 
-// Plug connects the file image as a disk that the guest may only read. serial
-// is the disk's serial number in the guest and its name for Unplug: at most 20
-// letters, digits and dashes.
+// Plug connects the file image as a disk. serial is the disk's serial number in
+// the guest and its name for Unplug: at most 20 letters, digits and dashes.
+//
+// A memory stick can be written by the guest, as few of them have a switch against
+// it; a virtio disk cannot.
 func (d *Device) Plug(ctx context.Context, serial, image string, bus Bus) error {
 	r, err := d.running()
 	if err != nil {
@@ -33,7 +34,7 @@ func (d *Device) Plug(ctx context.Context, serial, image string, bus Bus) error 
 		return err
 	}
 	err = r.monitor.do(ctx, "blockdev-add", map[string]any{
-		"node-name": "blk-" + serial, "driver": "raw", "read-only": true,
+		"node-name": "blk-" + serial, "driver": "raw", "read-only": bus != USB,
 		"file": map[string]any{"driver": "file", "filename": image},
 	}, nil)
 	if err != nil {
@@ -142,49 +143,4 @@ done`
 		err = fmt.Errorf("push %s to %s:%s: exit %d: %s", src, d.cfg.Name, dst, res.Code, strings.TrimSpace(res.Stderr))
 	}
 	return errors.Join(err, d.Unplug(ctx, serial))
-}
-
-// MakeStick writes an ext4 file system with the given files to a new image, as
-// they would be on a stick. It needs mke2fs. (Sticks of the field are FAT; which
-// file systems a device reads is a matter of its kernel, not of the updater.)
-func MakeStick(ctx context.Context, image string, files ...string) error {
-	if _, err := exec.LookPath("mke2fs"); err != nil {
-		return &MissingError{map[string]string{"mke2fs": "e2fsprogs"}}
-	}
-	stage, err := os.MkdirTemp(filepath.Dir(image), "stick")
-	if err != nil {
-		return fmt.Errorf("make stick: %w", err)
-	}
-	defer os.RemoveAll(stage)
-	var size int64 = 8 << 20
-	for _, f := range files {
-		info, err := os.Stat(f)
-		if err != nil {
-			return fmt.Errorf("make stick: %w", err)
-		}
-		to := filepath.Join(stage, filepath.Base(f))
-		if info.IsDir() {
-			err = os.CopyFS(to, os.DirFS(f))
-		} else {
-			err = CopySparse(ctx, to, f)
-		}
-		if err != nil {
-			return fmt.Errorf("make stick: %w", err)
-		}
-	}
-	err = filepath.Walk(stage, func(_ string, i os.FileInfo, err error) error {
-		if err == nil {
-			size += i.Size() + 8192
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("make stick: %w", err)
-	}
-	size += size / 8
-	argv := []string{"-q", "-F", "-t", "ext4", "-L", "STICK", "-d", stage, image, fmt.Sprintf("%dk", size>>10)}
-	if out, err := exec.CommandContext(ctx, "mke2fs", argv...).CombinedOutput(); err != nil {
-		return fmt.Errorf("make stick: mke2fs: %w: %s", err, out)
-	}
-	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -199,21 +198,6 @@ func (s *story) agent(d *qemu.Device) error {
 		err = fmt.Errorf("the device program does not take commands: exit code %d %s", res.Code, res.Stderr)
 	}
 	return err
-}
-
-// plug puts files on a stick and plugs it in: device plug NAME FILE….
-func (s *story) plug(ts *testscript.TestScript, d *qemu.Device, name string, files []string) error {
-	var paths []string
-	for _, f := range files {
-		paths = append(paths, ts.MkAbs(f))
-	}
-	stick := ts.MkAbs(name + ".img")
-	if _, err := os.Stat(stick); errors.Is(err, fs.ErrNotExist) {
-		if err := qemu.MakeStick(s.ctx, stick, paths...); err != nil {
-			return err
-		}
-	}
-	return d.Plug(s.ctx, name, stick, qemu.Virtio)
 }
 
 // guest runs a command in the device:

@@ -19,7 +19,7 @@ import (
 // tools that a device's word is compared with, and their Debian packages.
 var tools = map[string]string{
 	"grub-editenv": "grub-common", "sfdisk": "fdisk", "sha256sum": "coreutils", "veritysetup": "cryptsetup-bin",
-	"tpm2_nvread": "tpm2-tools", "mosquitto": "mosquitto", "mosquitto_sub": "mosquitto-clients", "mkfs.vfat": "dosfstools", "mcopy": "mtools",
+	"tpm2_nvread": "tpm2-tools", "mosquitto": "mosquitto", "mosquitto_sub": "mosquitto-clients", "mkfs.vfat": "dosfstools", "fsck.vfat": "dosfstools", "mcopy": "mtools",
 }
 
 // oracles reports the tools that are missing.

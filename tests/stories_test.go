@@ -69,7 +69,7 @@ func TestStories(t *testing.T) {
 var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"device": deviceCmd, "guest": guestCmd, "release": releaseCmd, "broker": brokerCmd, "mqtt": mqttCmd,
 	"bootenv": bootenvCmd, "part": partCmd, "tpm": tpmCmd, "await": awaitCmd, "memory": memoryCmd,
-	"system": systemCmd, "installed": installedCmd, "moment": momentCmd,
+	"system": systemCmd, "installed": installedCmd, "moment": momentCmd, "stick": stickCmd,
 }
 
 // story is what one script works on.
@@ -79,6 +79,7 @@ type story struct {
 	logs    string // folder that stays
 	device  *qemu.Device
 	broker  *broker
+	sticks  map[string]string // image -> SHA-256 when it was made
 	jobs    jobs
 }
 

@@ -328,7 +328,7 @@ func (d *device) parts(version string) Parts {
 	require.NoError(d.t, err)
 	p := Parts{
 		Device: me, Board: board, Agent: "test",
-		Boot:   bootreport.Boot{Slot: string(d.slot), BootID: d.bootID, Version: version, Data: bootreport.DataMounted},
+		Boot:   bootreport.Boot{Slot: string(d.slot), BootID: d.bootID, Manifest: string(d.w.by[version].digest), Version: version, Data: bootreport.DataMounted},
 		Record: grubenv.Open(d.disks[envDisk]), Slots: &slots{d: d, held: map[string]bool{}}, Store: d.store,
 		Keys: d.w.keys, TUF: client, Ledger: ledger{d}, Link: link{d}, Handlers: handlers{d},
 		Check: func(_ context.Context, c manifest.Check) health.Result {

@@ -54,6 +54,10 @@ var (
 	// ErrNoDelta means that no delta of the release fits what runs here, and that
 	// policy does not allow to download the whole images.
 	ErrNoDelta = errors.New("no delta fits what runs here")
+	// ErrBase means that the running system is damaged on its medium, so that deltas make
+	// something else of it than they should. The whole images help, where policy allows
+	// them; the medium may be failing.
+	ErrBase = errors.New("the running system is damaged on its medium")
 	// ErrMemory means that no payload of an image can be applied within the
 	// device's memory budget.
 	ErrMemory = errors.New("needs more memory than allowed")
@@ -67,8 +71,12 @@ var (
 	// source is damaged.
 	ErrMismatch = errors.New("rebuilt content differs from the manifest")
 	// ErrAlarm means that journal and boot record contradict each other in a way
-	// that no power cut explains, and that nothing is written until a person looked.
+	// that no power cut explains, and that nothing is written until a person looked and
+	// vouched for what runs (EndAlarm).
 	ErrAlarm = errors.New("boot record needs a person")
+	// ErrNoAlarm means that there is none to end: the boot record says what runs, or says
+	// something that the program acts on by itself when it starts.
+	ErrNoAlarm = errors.New("there is no alarm to end")
 )
 
 // permanent tells errors that the same release will meet again from those that pass

@@ -21,6 +21,7 @@ func (u *Updater) finish(ctx context.Context, src Source, rel release) error {
 	if err := u.readBack(ctx, src, rel); err != nil {
 		return err
 	}
+	defer u.watch("finishing slot "+string(u.spare()), stepTime).done()
 	// Only now does the slot get a record: a record never speaks of what was not read back.
 	if err := u.writeRecord(rel); err != nil {
 		return fmt.Errorf("slot record: %w", err)

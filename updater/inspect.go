@@ -15,8 +15,9 @@ import (
 // Running returns the system that runs.
 func (u *Updater) Running() Running { return u.running }
 
-// Alive proves that nothing holds the core's lock for good: the agent's main loop
-// reports to the watchdog by it.
+// Alive proves that nothing holds the core's lock for good: the agent reports to the
+// watchdog by it. That its loop turns, and that each step of an update moves on, the core
+// reports by itself.
 func (u *Updater) Alive() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -30,6 +31,29 @@ func (u *Updater) Expired(why error) error {
 		return u.giveUp(transport.ReasonDeadline, "", why.Error())
 	}
 	return u.reboot(why.Error())
+}
+
+// Hold keeps everybody else from the boot record while f looks at its storage in its own
+// way. A copy that is just being written looks like one that is garbled.
+func (u *Updater) Hold(f func()) {
+	u.record.mu.Lock()
+	defer u.record.mu.Unlock()
+	f()
+}
+
+// VerifySlots is VerifySlot for the running slot, and for the other one if it may boot.
+func (u *Updater) VerifySlots(ctx context.Context) error {
+	if err := u.VerifySlot(ctx, u.running.Slot); err != nil {
+		return err
+	}
+	record, err := u.p.Record.Load()
+	if err != nil {
+		return fmt.Errorf("boot record: %w", err)
+	}
+	if record.Mark(u.spare()) != bootctl.OK {
+		return nil
+	}
+	return u.VerifySlot(ctx, u.spare())
 }
 
 // VerifySlot compares the images in a slot, as they are on the medium, with the signed
@@ -60,6 +84,8 @@ func (u *Updater) verifyImage(ctx context.Context, slot bootctl.Slot, img manife
 	if medium, ok := d.(partition.Medium); ok {
 		read = medium.ReadMedium
 	}
+	step := u.watch("verifying "+img.Name, stepTime)
+	defer step.done()
 	h, buf := sha256.New(), make([]byte, manifest.LeafSize)
 	phase := transport.Progress{Phase: "verifying slot " + string(slot) + " " + img.Name, Total: img.Size}
 	for off := int64(0); off < img.Size; off += int64(len(buf)) {
@@ -71,6 +97,7 @@ func (u *Updater) verifyImage(ctx context.Context, slot bootctl.Slot, img manife
 			return err
 		}
 		h.Write(buf)
+		step.progress()
 		if phase.Done = off + int64(len(buf)); phase.Done%(16<<20) == 0 || phase.Done == img.Size {
 			u.tell(phase)
 		}

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -289,7 +290,7 @@ func TestLyingSource(t *testing.T) {
 }
 
 // A base that has rotted makes another image than the manifest names. It is noticed
-// before the byte is written.
+// before the byte is written, and the slot is named; it is no fault of the release.
 func TestRottenBase(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := theWorld()
@@ -308,16 +309,63 @@ func TestRottenBase(t *testing.T) {
 				continue // the delta does not need this block
 			}
 			noticed++
-			require.ErrorIs(t, err, ErrMismatch)
+			require.ErrorIs(t, err, ErrBase)
+			require.ErrorContains(t, err, "in slot a")
 			have, want := d.root(bootctl.B).Bytes(), w.by["2.0.0"].images["root"]
 			for from := 0; from < len(want); from += partition.BlockSize {
 				to := min(from+partition.BlockSize, len(want))
 				require.True(t, bytes.Equal(have[from:to], want[from:to]) || bytes.Count(have[from:to], []byte{0xff}) == to-from, "block at %d is neither old nor new", from)
 			}
 			require.Empty(t, d.holds(bootctl.B))
+			require.Contains(t, d.phases(), "damaged")
+
+			// With leave, the whole image goes on where the delta ended.
+			require.NoError(t, d.install(u, "2.0.0", Options{Full: transport.FullGo}))
+			d.mend(bootctl.A, "1.0.0")
+			d.settled(d.start(), "2.0.0")
 		}
 		require.GreaterOrEqual(t, noticed, 3)
 	})
+}
+
+// mend gives a slot its root file system back, as a person would.
+func (d *device) mend(s bootctl.Slot, version string) {
+	_, err := d.root(s).WriteAt(d.w.by[version].images["root"], 0)
+	require.NoError(d.t, err)
+	require.NoError(d.t, d.root(s).Sync())
+}
+
+// The fleet's policy decides what becomes of a device whose base has rotted: it says so
+// and waits for another word, or downloads the whole images.
+func TestRottenBasePolicy(t *testing.T) {
+	for policy, result := range map[string]string{transport.FullFail: transport.Refused, transport.FullWait: "", transport.FullGo: transport.Committed} {
+		bubble(t, func(t *testing.T) {
+			f := newDevice(t, "1.0.0", "").follow()
+			rot := int64(leaf + 4096 + 17)
+			f.root(bootctl.A).Flip(rot, 3)
+			d := f.desired("2.0.0")
+			d.Full = policy
+			f.want(1, d)
+			time.Sleep(time.Hour)
+			if policy != transport.FullGo {
+				require.Empty(t, f.rebooting)
+				require.Contains(t, f.u.State().Error, "in slot a")
+				if result != "" {
+					require.Equal(t, result, f.verdict().Result)
+					require.Contains(t, f.verdict().Detail, ErrBase.Error())
+				} else {
+					require.Empty(t, f.verdicts)
+				}
+				d.Full = transport.FullGo
+				f.want(2, d)
+			}
+			require.NotEmpty(t, f.rebooting)
+			f.stop()
+			f.mend(bootctl.A, "1.0.0")
+			f.settled(f.start(), "2.0.0")
+			require.Equal(t, transport.Committed, f.verdict().Result)
+		})
+	}
 }
 
 // A medium that does not keep what it was given is found out by reading back. What is

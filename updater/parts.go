@@ -66,8 +66,8 @@ type Link interface {
 
 // Handlers runs the programs that install external images (updater/release/FORMAT.md).
 type Handlers interface {
-	// Run runs the verb. For "write" the image comes on stdin. done means that
-	// "prepare" found nothing to do.
+	// Run runs the verb until ctx ends. For "write" the image comes on stdin. done means
+	// that "prepare" found nothing to do.
 	Run(ctx context.Context, m manifest.Manifest, img manifest.Image, verb string, stdin io.Reader) (done bool, err error)
 }
 
@@ -90,8 +90,8 @@ type Parts struct {
 	Handlers Handlers
 	// Check runs one health check.
 	Check func(ctx context.Context, c manifest.Check) health.Result
-	// Migrate runs the data migration hook of the running system: phase "prepare"
-	// in the trial, "commit" after it.
+	// Migrate runs the data migration hook of the running system until ctx ends: phase
+	// "prepare" in the trial, "commit" after it.
 	Migrate func(ctx context.Context, hook, phase string, from, to int) error
 	// Log lines of this boot, newest last, for the report of a revert.
 	Tail func() []string

@@ -34,7 +34,7 @@ func (u *Updater) Resume(ctx context.Context) error {
 	switch action {
 	case Nothing, Continue:
 		u.repeatVerdict()
-		u.cleanUp(ctx)
+		_ = u.cleanUp(ctx)
 	case Forget:
 		u.change(func(j *journal.Journal) { j.State, j.Update = string(Idle), nil })
 	case Restart:
@@ -43,9 +43,11 @@ func (u *Updater) Resume(ctx context.Context) error {
 		return u.probation(ctx)
 	case Committed:
 		u.committed()
-		u.cleanUp(ctx)
+		_ = u.cleanUp(ctx)
 	case Reverted, Skipped:
-		return u.reverted(record, action)
+		err := u.reverted(record, action)
+		_ = u.cleanUp(ctx)
+		return err
 	case Rewrite:
 		return u.rewrite(ctx, record)
 	case Alarm:
@@ -66,9 +68,13 @@ func (u *Updater) Resume(ctx context.Context) error {
 func (u *Updater) reverted(record bootctl.Record, action Action) error {
 	reason, check, detail, log := u.why(record, action)
 	u.change(func(j *journal.Journal) {
+		told := j.Update != nil && j.Update.Reason != ""
 		if j.Update == nil {
 			// The journal was lost. Who was tried is in the slot record, if that is whole.
 			j.Update = u.lost()
+		}
+		if !told && record.Trying != "" {
+			j.Update.Used = max(0, j.Update.Tries-record.Tries)
 		}
 		j.State = string(Trial)
 		j.Update.Reason, j.Update.Check, j.Update.Detail, j.Update.Log = reason, check, detail, log
@@ -92,10 +98,6 @@ func (u *Updater) reverted(record bootctl.Record, action Action) error {
 			return fmt.Errorf("clear the trial of slot %s: %w", record.Trying, err)
 		}
 	}
-	u.takeBack(u.journal().Update)
-	u.mu.Lock()
-	u.j.Update.Tries -= record.Tries // used, from here on; conclude saves it
-	u.mu.Unlock()
 	u.conclude(transport.Reverted, reason, check, detail)
 	return nil
 }
@@ -210,8 +212,9 @@ func unwant(j *journal.Journal, why string) {
 	}
 }
 
-// Rollback boots the other slot again, as a trial of one boot that an operator asked
-// for: a system that ran before may have rotted since.
+// Rollback boots the other slot again, as a trial that an operator asked for, with as many
+// boots as its release allows: a system that ran before may have rotted since, and one
+// power cut is no proof of that.
 //
 // Refused unless forced: a system that cannot read the present data. Never forced:
 // one below the floor of epochs, or a slot that is not whole.

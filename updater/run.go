@@ -37,7 +37,8 @@ const metadataTime = 2 * time.Minute
 // knows that it will not.
 //
 // It listens while it installs: who asked for a release must be able to ask for another
-// one before the first has come over a slow link.
+// one before the first has come over a slow link. That it listens, it proves to the
+// watchdog: the device would be deaf without it.
 func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 	u.report()
 	var (
@@ -45,15 +46,38 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 		hear, work = pause{}, pause{}
 		doing      attempt
 		garbled    int // answers to the same statement that nobody signed
+		rest       pause
+		cleaned    chan error // nil while nothing that was put off is being done
 	)
 	if u.pending() != nil {
 		work.now()
 	}
+	// Waiting for messages is turning, too. accept takes longer than a turn, and is
+	// watched by itself.
+	loop := u.watch("main loop", stepTime)
+	defer loop.done()
+	turn := time.NewTicker(stepTime / 4)
+	defer turn.Stop()
 	for {
+		loop.progress()
+		if rest.c == nil && cleaned == nil && u.putOff() {
+			rest.later()
+		}
 		select {
+		case <-turn.C:
+		case <-rest.c:
+			rest.c, cleaned = nil, make(chan error, 1)
+			go func(c chan<- error) { c <- u.cleanUp(ctx) }(cleaned)
+		case err := <-cleaned:
+			if cleaned = nil; err == nil {
+				rest = pause{}
+			}
 		case <-ctx.Done():
 			if doing.ended != nil {
 				<-doing.ended // it has the same ctx, and keeps its place
+			}
+			if cleaned != nil {
+				<-cleaned
 			}
 			return context.Cause(ctx)
 		case want := <-fleet.Wants():
@@ -61,7 +85,9 @@ func (u *Updater) Run(ctx context.Context, fleet Fleet) error {
 			hear.now()
 		case <-hear.c:
 			hear.c = nil
+			loop.pause()
 			err := u.accept(ctx, fleet, *unheard)
+			loop.resume()
 			if err != nil {
 				u.setErr(err)
 				u.p.Log.Warn("statement not accepted", "err", err)
@@ -153,7 +179,6 @@ func (u *Updater) abandon() {
 	if j.Update == nil || j.Want == nil || j.Update.Manifest == j.Want.Manifest || State(j.State) != Writing && State(j.State) != Written {
 		return
 	}
-	u.takeBack(j.Update)
 	u.conclude(transport.Failed, "superseded", "", "release "+j.Want.Version+" was asked for instead")
 }
 
@@ -177,6 +202,8 @@ var errStatement = errors.New("statement refused")
 // accept verifies a statement and makes it the desired state. The one that is known
 // already, which a broker repeats on every connection, changes nothing.
 func (u *Updater) accept(ctx context.Context, fleet Fleet, want transport.Want) error {
+	// Twice, since an installation may be at the metadata, too.
+	defer u.watch("statement", 2*metadataTime+stepTime).done()
 	keys, fresh, err := u.speakers(ctx, fleet)
 	if err != nil {
 		return fmt.Errorf("keys for statements: %w", err)
@@ -240,9 +267,6 @@ func (u *Updater) refuse(want journal.Want, err error) {
 		u.p.Log.Warn("waiting for leave to download the whole images", "err", err)
 		return
 	}
-	if up := u.journal().Update; up != nil && up.Manifest == want.Manifest {
-		u.takeBack(up)
-	}
 	var verdict *journal.Verdict
 	u.change(func(j *journal.Journal) {
 		if j.Want != nil && j.Want.Counter == want.Counter {
@@ -256,6 +280,7 @@ func (u *Updater) refuse(want journal.Want, err error) {
 		case j.Update != nil && j.Update.Manifest == want.Manifest:
 			up = j.Update
 			j.State, j.Update = string(Idle), nil
+			owe(j, *up)
 		case j.Last != nil && j.Last.Counter == want.Counter:
 			return // it had begun, and was concluded where it failed
 		}

@@ -3,8 +3,10 @@ package updater
 import (
 	"context"
 	"encoding/json"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -331,9 +333,12 @@ func TestRollback(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, u.Rollback(ctx, false))
 		require.NotEmpty(t, d.rebooting)
+		require.Equal(t, d.w.by["1.0.0"].m.Trial.Tries, d.record().Tries)
+		d.powerOn() // a power cut in the first of them
 		u = d.start()
 		d.settled(u, "1.0.0")
 		require.Equal(t, transport.Committed, d.verdict().Result)
+		require.Equal(t, 2, d.verdict().Tries)
 
 		// The old system does not come up any more: back again.
 		d.hangs["2.0.0"] = "panic"
@@ -587,4 +592,47 @@ func TestOnlookers(t *testing.T) {
 		require.NotEmpty(t, progress)
 		d.settled(d.start(), "2.0.0")
 	})
+}
+
+// crowded is a boot record that notices when two are at it.
+type crowded struct {
+	bootctl.Store
+	t testing.TB
+	n *atomic.Int32
+}
+
+func (c crowded) alone() func() {
+	if c.n.Add(1) != 1 {
+		c.t.Error("two at the boot record")
+	}
+	runtime.Gosched() // lets others in, if they may
+	return func() { c.n.Add(-1) }
+}
+
+func (c crowded) Load() (bootctl.Record, error) { defer c.alone()(); return c.Store.Load() }
+
+func (c crowded) Save(r bootctl.Record) error { defer c.alone()(); return c.Store.Save(r) }
+
+// Whoever looks at the boot record while it is saved waits: a copy that is half written
+// would be shown as a garbled one.
+func TestNobodyDisturbsTheRecord(t *testing.T) {
+	d := newDevice(t, "1.0.0", "0.9.0")
+	u := d.start()
+	c := crowded{u.record.store, t, new(atomic.Int32)}
+	u.record.store = c
+	record := d.record()
+	errs := make(chan error, 40)
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() { errs <- u.p.Record.Save(record) })
+		all.Go(func() { errs <- u.VerifySlots(ctx) })
+		all.Go(func() { u.Hold(func() { c.alone()() }) })
+		all.Go(func() { u.State() })
+	}
+	all.Wait()
+	for range cap(errs) {
+		require.NoError(t, <-errs)
+	}
+	d.clear(rootB, 0, 4096)
+	require.ErrorIs(t, u.VerifySlots(ctx), ErrMismatch, "the other slot may boot, and is looked at")
 }

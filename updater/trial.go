@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"time"
 
-	"github.com/tandem-ota/tandem/bootctl/watchdog"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
@@ -28,6 +26,7 @@ func (u *Updater) probation(ctx context.Context) error {
 		u.p.Keeper.StartTrial(u.untilDeadline())
 	}
 	from := u.schema()
+	record, err := u.p.Record.Load()
 	u.change(func(j *journal.Journal) {
 		if j.Update == nil || j.Update.Manifest != u.running.Digest {
 			// The journal is lost or of another time. The trial is real all the same.
@@ -38,6 +37,10 @@ func (u *Updater) probation(ctx context.Context) error {
 		}
 		j.State = string(Trial)
 		j.Update.DataSchema = from // the commit will have to know
+		if err == nil {
+			// Now, since how the trial ends takes the count out of the boot record.
+			j.Update.Used = max(0, j.Update.Tries-record.Tries)
+		}
 	})
 	u.report()
 	if err := u.admissible(); err != nil {
@@ -57,7 +60,7 @@ func (u *Updater) probation(ctx context.Context) error {
 	switch {
 	case ctx.Err() == nil && checking.Err() != nil:
 		// An operator has decided. What follows from a commit is done once, here or there.
-		u.cleanUp(ctx)
+		_ = u.cleanUp(ctx)
 		return nil
 	case ctx.Err() != nil:
 		// Shutting down during the trial: neither commit nor revert. The next boot
@@ -168,6 +171,9 @@ func (u *Updater) Commit(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("boot record: %w", err)
 	}
+	if record.Trying != u.running.Slot && record.Good != u.running.Slot {
+		return fmt.Errorf("%w: slot %s runs, and slot %s is the good one", ErrAlarm, u.running.Slot, record.Good)
+	}
 	if record.Trying != u.running.Slot {
 		return ErrNotOnTrial
 	}
@@ -229,7 +235,7 @@ func (u *Updater) commit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	u.cleanUp(ctx)
+	_ = u.cleanUp(ctx) // what fails is owed
 	return nil
 }
 
@@ -261,48 +267,6 @@ func (u *Updater) committed() {
 	})
 	u.event("committed", fmt.Sprintf("slot %s, release %s", u.running.Slot, m.Version))
 	u.conclude(transport.Committed, "", "", "")
-}
-
-// cleanUp lets the programs of a committed release end what they began in its trial: the
-// migration hook removes the old layout, the handlers make their new images run.
-//
-// It is no longer part of the trial, and the watchdog does not wait for it: it may take
-// as long as these programs may. What fails is done again at the next starts, and given
-// up after a few, since a program may also fail by taking the machine down.
-func (u *Updater) cleanUp(ctx context.Context) {
-	if u.cleaning.take(ctx) != nil {
-		return // it is owed still
-	}
-	defer u.cleaning.end()
-	owed := u.journal().CleanUp
-	if owed == nil || owed.Manifest != u.running.Digest || u.down() {
-		return
-	}
-	if owed.Begun >= u.p.MaxBegun {
-		u.p.Log.Error("clean-up given up", "release", u.running.Manifest.Version, "begun", owed.Begun)
-		u.change(func(j *journal.Journal) { j.CleanUp = nil })
-		return
-	}
-	if err := u.must(func(j *journal.Journal) {
-		next := *owed
-		next.Begun++
-		j.CleanUp = &next
-	}); err != nil {
-		u.p.Log.Error("clean-up put off", "err", err)
-		return
-	}
-	m := u.running.Manifest
-	var err error
-	if migrates(m, owed.DataSchema) {
-		u.event("migrating", fmt.Sprintf("commit: data schema %d to %d", owed.DataSchema, m.DataSchema.Version))
-		err = u.p.Migrate(ctx, m.DataSchema.Migrate, "commit", owed.DataSchema, m.DataSchema.Version)
-	}
-	if err = errors.Join(err, u.handlers(ctx, "commit", m, m.Images)); err != nil {
-		u.setErr(err)
-		u.p.Log.Error("clean up after the commit", "err", err)
-		return
-	}
-	u.change(func(j *journal.Journal) { j.CleanUp = nil })
 }
 
 // raiseFloor makes epoch the lowest that is accepted. The other slot is retired first
@@ -408,10 +372,7 @@ func (u *Updater) prepare(ctx context.Context) error {
 	case from != 0 && from < m.DataSchema.ReadableFrom:
 		err = fmt.Errorf("data has schema %d, and this release reads from %d", from, m.DataSchema.ReadableFrom)
 	case migrates(m, from):
-		step := u.watch("data migration", hookTime+stepTime)
-		defer step.done()
-		u.event("migrating", fmt.Sprintf("prepare: data schema %d to %d", from, m.DataSchema.Version))
-		err = u.p.Migrate(ctx, m.DataSchema.Migrate, "prepare", from, m.DataSchema.Version)
+		err = u.migrate(ctx, "prepare", from)
 	}
 	if ctx.Err() == nil {
 		u.prepared, u.unprepared = true, err
@@ -419,81 +380,13 @@ func (u *Updater) prepare(ctx context.Context) error {
 	return err
 }
 
-func isExternal(img manifest.Image) bool { return img.Type == manifest.TypeExternal }
-
-// externals returns the external images of a release, without their payloads.
-func externals(m manifest.Manifest) []manifest.Image {
-	var images []manifest.Image
-	for _, img := range m.Images {
-		if isExternal(img) {
-			img.Payloads, img.Verity = nil, nil
-			images = append(images, img)
-		}
-	}
-	return images
+// migrate runs one phase of the release's hook, for at most hookTime.
+func (u *Updater) migrate(ctx context.Context, phase string, from int) error {
+	ctx, cancel := context.WithTimeout(ctx, hookTime)
+	defer cancel()
+	step := u.watch("data migration", hookTime+stepTime)
+	defer step.done()
+	to := u.running.Manifest.DataSchema
+	u.event("migrating", fmt.Sprintf("%s: data schema %d to %d", phase, from, to.Version))
+	return u.p.Migrate(ctx, to.Migrate, phase, from, to.Version)
 }
-
-// handlers tells the programs of external images how the update ended.
-func (u *Updater) handlers(ctx context.Context, verb string, m manifest.Manifest, images []manifest.Image) error {
-	var errs []error
-	for _, img := range images {
-		if !isExternal(img) {
-			continue
-		}
-		if _, err := u.p.Handlers.Run(ctx, m, img, verb, nil); err != nil {
-			errs = append(errs, fmt.Errorf("external image %s: %w", img.Name, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// takeBack tells the handlers that were asked to prepare that the update came to nothing
-// (release/FORMAT.md). It comes before the verdict: a power cut in between says it again.
-func (u *Updater) takeBack(up *journal.Update) {
-	if up == nil {
-		return
-	}
-	m := manifest.Manifest{Product: u.running.Manifest.Product, Version: up.Version, Sequence: up.Sequence}
-	if err := u.handlers(context.Background(), "revert", m, up.Prepared); err != nil {
-		u.setErr(err)
-		u.p.Log.Error("take back", "release", up.Version, "err", err)
-	}
-}
-
-// step is a piece of local work that the watchdog watches: it must move on, or the
-// machine is not well. Waiting for the network is not part of it.
-type step struct {
-	keeper *watchdog.Keeper
-	name   string
-	limit  time.Duration
-	check  atomic.Pointer[watchdog.Check]
-}
-
-// watch begins a step that has to report progress within limit each time.
-func (u *Updater) watch(name string, limit time.Duration) *step {
-	s := &step{keeper: u.p.Keeper, name: name, limit: limit}
-	s.resume()
-	return s
-}
-
-func (s *step) progress() {
-	if c := s.check.Load(); c != nil {
-		c.Report()
-	}
-}
-
-func (s *step) pause() {
-	if c := s.check.Swap(nil); c != nil {
-		c.Unregister()
-	}
-}
-
-func (s *step) resume() {
-	if s.keeper != nil {
-		if old := s.check.Swap(s.keeper.Register(s.name, s.limit)); old != nil {
-			old.Unregister()
-		}
-	}
-}
-
-func (s *step) done() { s.pause() }

@@ -25,9 +25,9 @@ func (f *fed) Feed() error { f.times++; return nil }
 // guarded gives a system a watchdog and returns what ends the feeding of it.
 func (u *Updater) guarded(t *testing.T) <-chan error {
 	u.p.Keeper = watchdog.NewKeeper(&fed{}, time.Now)
-	loop := u.p.Keeper.Register("main loop", 1000*time.Hour)
+	lives := u.p.Keeper.Register("core", 1000*time.Hour)
 	ctx, stop := context.WithCancel(ctx)
-	t.Cleanup(func() { loop.Unregister() })
+	t.Cleanup(func() { lives.Unregister() })
 	end := make(chan error, 1)
 	go func() { end <- u.p.Keeper.Run(ctx, time.Second) }()
 	t.Cleanup(stop)
@@ -116,6 +116,39 @@ func TestSlowProgramsAreNotStuck(t *testing.T) {
 		d.settled(u, "2.7.0-schema")
 		u.p.Keeper.Stop()
 	})
+}
+
+// A program of the system that does not end is ended when its time is over, by the one
+// who watches it, and the update goes its way.
+func TestProgramsHaveTime(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		require.NoError(t, d.install(d.start(), "2.7.0-schema", Options{}))
+		u := d.powerOn()
+		u.running.Manifest.Trial.DeadlineSeconds = 7200
+		u.p.Migrate = func(ctx context.Context, _, _ string, _, _ int) error { <-ctx.Done(); return ctx.Err() }
+		begin, end := time.Now(), u.guarded(t)
+		require.NoError(t, u.Resume(ctx))
+		require.Empty(t, end)
+		require.Equal(t, hookTime, time.Since(begin))
+		u.p.Keeper.Stop()
+		u = d.start()
+		d.settled(u, "1.0.0")
+		require.Equal(t, "migration", d.verdict().Reason)
+
+		u.p.Handlers = stuck{}
+		begin = time.Now()
+		require.ErrorIs(t, d.install(u, "2.8.0-external", Options{}), context.DeadlineExceeded)
+		require.Equal(t, handlerTime, time.Since(begin))
+	})
+}
+
+// stuck is a handler that does not end by itself.
+type stuck struct{}
+
+func (stuck) Run(ctx context.Context, _ manifest.Manifest, _ manifest.Image, _ string, _ io.Reader) (bool, error) {
+	<-ctx.Done()
+	return false, ctx.Err()
 }
 
 // The deadline of a trial counts from the boot. A program that is killed and started

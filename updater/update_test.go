@@ -12,6 +12,7 @@ import (
 	"github.com/tandem-ota/tandem/bootctl/grubenv"
 	"github.com/tandem-ota/tandem/partition/disktest"
 	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/manifest"
 )
 
 // A release that works is written to the spare slot, tried and committed; the old
@@ -84,6 +85,26 @@ func TestDeadReleaseReverts(t *testing.T) {
 				require.ErrorIs(t, d.install(u, "2.0.0", Options{}), ErrFailedBefore)
 			})
 		})
+	}
+}
+
+// A verdict says how many boots the trial took, however it ended: by a commit or by
+// giving up in one of them, or with the last.
+func TestTriesOfVerdict(t *testing.T) {
+	for _, cuts := range []int{0, 1, 2} {
+		for _, sick := range []string{"", "works"} {
+			bubble(t, func(t *testing.T) {
+				d := newDevice(t, "1.0.0", "")
+				require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+				d.sick["2.0.0"] = sick
+				for range cuts {
+					d.powerOn()
+				}
+				u := d.start()
+				require.Equal(t, cuts+1, d.verdict().Tries)
+				require.Equal(t, cuts+1, u.Last().Tries, "and so does status, which doctor compares with the log of boots")
+			})
+		}
 	}
 }
 
@@ -212,6 +233,100 @@ func TestAlarm(t *testing.T) {
 			require.Equal(t, envDisk, op.Disk, "no slot is touched")
 		}
 	})
+}
+
+// A person who has looked ends an alarm by vouching for what runs. It becomes the good
+// system if it is what its signed manifest says, read from the medium; the other one
+// stays behind it if it is whole, too; and updates go on.
+func TestEndAlarm(t *testing.T) {
+	alarmed := func(t *testing.T, good, runs string) (*device, *Updater) {
+		d := newDevice(t, good, runs)
+		d.loader.Broken = []bootctl.Slot{bootctl.A}
+		u := d.powerOn()
+		require.ErrorIs(t, u.Resume(ctx), ErrAlarm)
+		require.ErrorIs(t, u.Commit(ctx), ErrAlarm)
+		return d, u
+	}
+	bubble(t, func(t *testing.T) {
+		d, u := alarmed(t, "1.0.0", "0.9.0")
+		require.NoError(t, u.EndAlarm(ctx))
+		require.Empty(t, u.State().Error)
+		d.settled(u, "0.9.0")
+		require.Equal(t, bootctl.Record{Good: bootctl.B, A: bootctl.OK, B: bootctl.OK, Confirmed: bootctl.B}, d.record())
+		require.Contains(t, d.events[0].Text, "slot b, release 0.9.0")
+		require.ErrorIs(t, u.EndAlarm(ctx), ErrNoAlarm, "it is over")
+		d.loader.Broken = nil
+		u, err := d.update("2.0.0", Options{Full: transport.FullGo})
+		require.NoError(t, err)
+		d.settled(u, "2.0.0")
+	})
+	bubble(t, func(t *testing.T) {
+		d, u := alarmed(t, "1.0.0", "0.9.0")
+		d.clear(bootA, 0, 4096) // which is why the loader did not take it
+		require.NoError(t, u.EndAlarm(ctx))
+		require.Equal(t, bootctl.Bad, d.record().A)
+	})
+	for name, spoil := range map[string]func(d *device, u *Updater){
+		"the running root is damaged":       func(d *device, _ *Updater) { d.clear(rootB, 0, 4096) },
+		"the running kernel is damaged":     func(d *device, _ *Updater) { d.clear(bootB, 0, 4096) },
+		"another manifest was verified":     func(_ *device, u *Updater) { u.p.Boot.Manifest = "sha256:00" },
+		"nobody says what was verified":     func(_ *device, u *Updater) { u.p.Boot.Manifest = "" },
+		"another root was opened by verity": func(_ *device, u *Updater) { u.running.Manifest.Images[1].Verity = &manifest.Verity{RootHash: "00"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				d, u := alarmed(t, "1.0.0", "0.9.0")
+				spoil(d, u)
+				ops := d.disks[envDisk].Bytes()
+				require.ErrorIs(t, u.EndAlarm(ctx), ErrMismatch)
+				require.Equal(t, ops, d.disks[envDisk].Bytes())
+				require.NotEmpty(t, u.State().Error, "it is still one")
+			})
+		})
+	}
+	bubble(t, func(t *testing.T) {
+		_, u := alarmed(t, "2.5.0-epoch", "1.0.0")
+		require.ErrorIs(t, u.EndAlarm(ctx), ErrEpoch, "not even then")
+
+		// No alarm, no need for force: all is well, a trial is on, or no copy is whole.
+		d := newDevice(t, "1.0.0", "")
+		u = d.start()
+		require.ErrorIs(t, u.EndAlarm(ctx), ErrNoAlarm)
+		require.NoError(t, d.install(u, "2.0.0", Options{}))
+		u = d.powerOn()
+		require.ErrorIs(t, u.EndAlarm(ctx), ErrNoAlarm)
+		d.clear(envDisk, envCopies, envConfirmed)
+		require.ErrorIs(t, u.EndAlarm(ctx), ErrNoAlarm)
+	})
+}
+
+// mute is a boot record that cannot be read.
+type mute struct{ bootctl.Store }
+
+func (mute) Load() (bootctl.Record, error) { return bootctl.Record{}, syscall.EIO }
+
+// A boot record that cannot be read is written anew when a person says so. One that can be
+// read again needs no person: the program finds out at its next start what it says.
+func TestEndAlarmOfUnreadableRecord(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			d := newDevice(t, "1.0.0", "0.9.0")
+			u := d.powerOn()
+			whole := u.record.store
+			u.record.store = mute{whole}
+			require.ErrorIs(t, u.Resume(ctx), ErrAlarm)
+			if again {
+				u.record.store = whole
+				require.ErrorIs(t, u.EndAlarm(ctx), ErrNoAlarm)
+				d.settled(d.start(), "1.0.0")
+				return
+			}
+			require.NoError(t, u.EndAlarm(ctx))
+			require.Empty(t, u.State().Error)
+			require.Equal(t, bootctl.Bad, d.record().B, "nobody knows of it any more")
+			d.settled(d.start(), "1.0.0")
+		})
+	}
 }
 
 // Seen by the program only (the machine stays up): it may be killed at any disk

@@ -38,6 +38,7 @@ import (
 type Updater struct {
 	p       Parts
 	running Running
+	record  *oneAtATime // is p.Record
 
 	busy sync.Mutex // held by whoever changes slots
 
@@ -73,21 +74,24 @@ type Running struct {
 }
 
 // oneAtATime is a boot record that several goroutines may ask for; a bootctl.Store is
-// for one.
+// for one. Its medium has to answer.
 type oneAtATime struct {
 	mu    sync.Mutex
 	store bootctl.Store
+	watch func(name string, limit time.Duration) *step
 }
 
 func (o *oneAtATime) Load() (bootctl.Record, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	defer o.watch("reading the boot record", stepTime).done()
 	return o.store.Load()
 }
 
 func (o *oneAtATime) Save(r bootctl.Record) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	defer o.watch("writing the boot record", stepTime).done()
 	return o.store.Save(r)
 }
 
@@ -112,7 +116,6 @@ func (t turn) end() { <-t }
 // program checked that before it started the system, and an updater that finds it
 // different is on another machine than it thinks.
 func New(p Parts) (*Updater, error) {
-	p.Record = &oneAtATime{store: p.Record}
 	if p.Log == nil {
 		p.Log = slog.New(slog.DiscardHandler)
 	}
@@ -125,6 +128,8 @@ func New(p Parts) (*Updater, error) {
 		return nil, fmt.Errorf("running slot %s: %w", slot, err)
 	}
 	u := &Updater{p: p, running: Running{Slot: slot, Manifest: m, Digest: digest}, watchers: map[chan transport.Progress]struct{}{}, preparing: make(turn, 1), cleaning: make(turn, 1)}
+	u.record = &oneAtATime{store: p.Record, watch: u.watch}
+	u.p.Record = u.record
 	u.j, err = journal.Load(p.Store)
 	if err != nil {
 		// A hint that is lost costs a repeated download, never the device.
@@ -180,11 +185,11 @@ func (u *Updater) Install(ctx context.Context, src Source, o Options) (err error
 	if err != nil {
 		return fmt.Errorf("release %s: %w", rel, err)
 	}
-	if err := u.begin(rel, o); err != nil {
+	if err := u.begin(ctx, rel, o); err != nil {
 		return fmt.Errorf("prepare slot %s: %w", u.spare(), err)
 	}
 	for _, p := range payloads {
-		if err := u.write(ctx, src, p); err != nil {
+		if err := u.bring(ctx, src, p, o); err != nil {
 			return u.interrupted(ctx, rel, fmt.Errorf("write %s of %s to slot %s: %w", p.image.Name, rel, u.spare(), err))
 		}
 	}
@@ -257,25 +262,30 @@ func (u *Updater) interrupted(ctx context.Context, rel release, err error) error
 	switch {
 	case errors.Is(context.Cause(ctx), ErrCancelled):
 		err = fmt.Errorf("%w: %w", ErrCancelled, err)
-		u.takeBack(u.journal().Update)
 		u.conclude(transport.Failed, transport.ReasonOperator, "", "cancelled")
 	case errors.Is(context.Cause(ctx), ErrSuperseded):
 		err = fmt.Errorf("%w: %w", ErrSuperseded, err)
-		u.takeBack(u.journal().Update)
 		u.conclude(transport.Failed, "superseded", "", ErrSuperseded.Error())
 	case ctx.Err() != nil:
 		// Shutting down. The journal knows where to go on.
+		return err
+	case errors.Is(err, ErrBase):
+		// Nothing is wrong with the release. With leave for the whole images it goes on.
+		return err
 	case permanent(err):
 		u.change(func(j *journal.Journal) {
 			j.Fail(journal.Failure{Manifest: rel.digest, Version: rel.m.Version, Reason: err.Error()})
 		})
-		u.takeBack(u.journal().Update)
 		u.conclude(transport.Failed, "install", "", err.Error())
+	default:
+		return err
 	}
+	_ = u.cleanUp(context.WithoutCancel(ctx))
 	return err
 }
 
-// conclude ends the update in the journal and reports its verdict, once.
+// conclude ends the update in the journal and reports its verdict, once. What its programs
+// have to do about it is for cleanUp.
 func (u *Updater) conclude(result, reason, check, detail string) {
 	var last *journal.Verdict
 	u.change(func(j *journal.Journal) {
@@ -283,6 +293,7 @@ func (u *Updater) conclude(result, reason, check, detail string) {
 			return
 		}
 		v := journal.Verdict{Update: *j.Update, Result: result, Ended: u.p.Now().Unix()}
+		v.Tries = v.Used
 		if v.Reason == "" {
 			v.Reason = reason
 		}
@@ -293,6 +304,9 @@ func (u *Updater) conclude(result, reason, check, detail string) {
 			v.Detail = detail
 		}
 		j.State, j.Update, j.Last = string(Idle), nil, &v
+		if result != transport.Committed {
+			owe(j, v.Update)
+		}
 		last = &v
 	})
 	if last == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/partition"
@@ -158,6 +159,12 @@ func (u *Updater) choose(rel release, o Options) ([]payload, error) {
 	return chosen, nil
 }
 
+// withoutDeltas is the image as a release has it that was made for no base.
+func withoutDeltas(img manifest.Image) manifest.Image {
+	img.Payloads = slices.DeleteFunc(slices.Clone(img.Payloads), func(p manifest.Payload) bool { return p.Kind == manifest.KindDelta })
+	return img
+}
+
 func (u *Updater) chooseOne(img manifest.Image, o Options) (payload, error) {
 	var best *payload
 	var deltas, tooBig int
@@ -205,7 +212,7 @@ func (u *Updater) base(img manifest.Image, digest manifest.Digest) *manifest.Ima
 
 // begin makes the spare slot one that nobody boots, before the first byte of it
 // changes, unless an interrupted installation of the same release already did.
-func (u *Updater) begin(rel release, o Options) error {
+func (u *Updater) begin(ctx context.Context, rel release, o Options) error {
 	j := u.journal()
 	if j.Update != nil && State(j.State) != Trial {
 		if j.Update.Manifest == rel.digest && j.Update.Slot == string(u.spare()) {
@@ -214,8 +221,8 @@ func (u *Updater) begin(rel release, o Options) error {
 			u.change(func(j *journal.Journal) { j.Update.Force, j.Update.Counter = o.Force, o.Counter })
 			return u.invalidate()
 		}
-		u.takeBack(j.Update)
 		u.conclude(transport.Failed, "superseded", "", "release "+rel.String()+" was asked for instead")
+		_ = u.cleanUp(ctx)
 	}
 	if err := u.must(func(j *journal.Journal) {
 		j.Begin(rel.digest)
@@ -252,6 +259,7 @@ func (u *Updater) invalidate() error {
 			return fmt.Errorf("boot record: %w", err)
 		}
 	}
+	defer u.watch("erasing the record of slot "+string(u.spare()), stepTime).done()
 	d, err := u.p.Slots.Spare("root")
 	if err != nil {
 		return err

@@ -3,14 +3,17 @@ package updater
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/tandem-ota/tandem/partition"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/external"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
 )
@@ -19,12 +22,37 @@ import (
 // before the watchdog counts it as stuck: minutes, because worn flash does that.
 const stepTime = 5 * time.Minute
 
-// What the programs of a system may take, each once: they are ended then, and only
-// after that the watchdog may think that something is stuck.
+// What the programs of a system may take, each once (manifest/FORMAT.md,
+// release/FORMAT.md). They are ended then, and only after that the watchdog may think
+// that something is stuck.
 const (
 	hookTime    = 10 * time.Minute // Parts.Migrate
-	handlerTime = 15 * time.Minute // Handlers, release/FORMAT.md
+	handlerTime = 15 * time.Minute // Parts.Handlers
 )
+
+// bring is write, and takes the whole image where the base of its delta turns out to be
+// damaged. Policy decides, as it does where no delta fits.
+func (u *Updater) bring(ctx context.Context, src Source, p payload, o Options) error {
+	err := u.write(ctx, src, p)
+	if p.base == nil || !among(err, ErrMismatch, syscall.EIO) {
+		return err
+	}
+	damage := u.verifyImage(ctx, u.running.Slot, *p.base)
+	if !among(damage, ErrMismatch, syscall.EIO) {
+		return err // it was something else
+	}
+	base := fmt.Sprintf("%s of %s in slot %s", p.base.Name, u.running.Manifest.Version, u.running.Slot)
+	u.event("damaged", fmt.Sprintf("%s: %v", base, damage))
+	whole, err := u.chooseOne(withoutDeltas(p.image), o)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %s: %w", ErrBase, base, err)
+	case o.Full != transport.FullGo:
+		return fmt.Errorf("%w: %s: %w, and policy does not allow %d bytes in full", ErrBase, base, ErrNoDelta, whole.Blob.Size)
+	}
+	whole.manifest = p.manifest
+	return u.write(ctx, src, whole)
+}
 
 // write brings one image to its place: a slot's partition, or an external handler.
 func (u *Updater) write(ctx context.Context, src Source, p payload) error {
@@ -242,6 +270,11 @@ func (u *Updater) downloaded(n int64) {
 // interruption; what the handler has is the handler's to know.
 func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) error {
 	m := p.manifest
+	// First what is owed for an update before this one: a revert that comes late would take
+	// this one's image away. What cannot be done at all must not keep the device from updates.
+	if err := u.cleanUp(ctx); errors.Is(err, external.ErrNotNow) || ctx.Err() != nil {
+		return err
+	}
 	// Before the handler does anything that it would have to take back.
 	if err := u.must(func(j *journal.Journal) {
 		told := func(img manifest.Image) bool { return img.Name == p.image.Name }
@@ -250,10 +283,11 @@ func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) erro
 			img.Payloads, img.Verity = nil, nil
 			j.Update.Prepared = append(slices.Clone(j.Update.Prepared), img)
 		}
+		j.TakeBack = nil
 	}); err != nil {
 		return err
 	}
-	done, err := u.p.Handlers.Run(ctx, m, p.image, "prepare", nil)
+	done, err := u.handle(ctx, m, p.image, "prepare", nil)
 	if err != nil || done {
 		return err
 	}
@@ -275,7 +309,7 @@ func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) erro
 			return err
 		}))
 	}()
-	_, err = u.p.Handlers.Run(ctx, m, p.image, "write", r)
+	_, err = u.handle(ctx, m, p.image, "write", r)
 	if err == nil {
 		// A handler that did not read to the end has not seen all of it.
 		n, rest := io.Copy(io.Discard, r)

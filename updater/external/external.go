@@ -7,7 +7,6 @@
 package external
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,15 +20,14 @@ import (
 	"time"
 
 	"github.com/tandem-ota/tandem/updater/manifest"
+	"github.com/tandem-ota/tandem/updater/tail"
 )
 
 const (
 	// Folder is where handlers are.
 	Folder = "/usr/lib/tandem/handlers"
-	// timeLimit and grace bound one run of a handler.
-	timeLimit = 15 * time.Minute
-	grace     = 10 * time.Second
-	maxOutput = 4 << 10
+	// grace is what a handler has from SIGTERM to SIGKILL.
+	grace = 10 * time.Second
 
 	exitNothingToDo = 2
 	exitNotNow      = 75 // EX_TEMPFAIL of sysexits.h
@@ -53,7 +51,8 @@ type Handlers struct {
 	Log    io.Writer // standard output of the handlers
 }
 
-// Run runs one verb. done is true if "prepare" found that there is nothing to do.
+// Run runs one verb, and ends it when ctx does. done is true if "prepare" found that
+// there is nothing to do.
 func (h Handlers) Run(ctx context.Context, m manifest.Manifest, img manifest.Image, verb string, stdin io.Reader) (done bool, err error) {
 	// The manifest's parser allows no separators in names; a handler is named by
 	// signed data all the same, so look twice.
@@ -68,8 +67,6 @@ func (h Handlers) Run(ctx context.Context, m manifest.Manifest, img manifest.Ima
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return false, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeLimit)
-	defer cancel()
 	cmd := exec.CommandContext(ctx, program, verb)
 	cmd.Env = []string{
 		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
@@ -77,7 +74,7 @@ func (h Handlers) Run(ctx context.Context, m manifest.Manifest, img manifest.Ima
 		"TANDEM_VERSION=" + m.Version, "TANDEM_SEQUENCE=" + strconv.FormatUint(m.Sequence, 10),
 		"TANDEM_PRODUCT=" + m.Product, "TANDEM_BOARD=" + h.Board, "TANDEM_STATE=" + state,
 	}
-	var said output
+	var said tail.Writer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, h.Log, &said
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = grace
@@ -91,20 +88,7 @@ func (h Handlers) Run(ctx context.Context, m manifest.Manifest, img manifest.Ima
 	case errors.As(err, &exit) && exit.ExitCode() == exitNothingToDo && verb == "prepare":
 		return true, nil
 	case errors.As(err, &exit) && exit.ExitCode() == exitNotNow:
-		return false, fmt.Errorf("handler %s %s: %w: %s", img.Target, verb, ErrNotNow, said.text())
+		return false, fmt.Errorf("handler %s %s: %w: %s", img.Target, verb, ErrNotNow, said.Text())
 	}
-	return false, fmt.Errorf("handler %s %s: %w: %w: %s", img.Target, verb, ErrHandler, err, said.text())
+	return false, fmt.Errorf("handler %s %s: %w: %w: %s", img.Target, verb, ErrHandler, err, said.Text())
 }
-
-// output keeps the end of what a handler says on standard error.
-type output struct{ b []byte }
-
-func (o *output) Write(p []byte) (int, error) {
-	o.b = append(o.b, p...)
-	if len(o.b) > maxOutput {
-		o.b = append(o.b[:0], o.b[len(o.b)-maxOutput:]...)
-	}
-	return len(p), nil
-}
-
-func (o *output) text() string { return string(bytes.TrimSpace(o.b)) }

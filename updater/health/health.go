@@ -8,7 +8,6 @@
 package health
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,10 +20,11 @@ import (
 	"time"
 
 	"github.com/tandem-ota/tandem/updater/manifest"
+	"github.com/tandem-ota/tandem/updater/tail"
 )
 
-// maxOutput bounds what is kept of a program's output or a server's answer, in bytes.
-const maxOutput = 4 << 10
+// maxAnswer bounds what is read of a server's answer, in bytes.
+const maxAnswer = 4 << 10
 
 // Result is the outcome of one check.
 type Result struct {
@@ -81,7 +81,7 @@ func (p Prober) probe(ctx context.Context, c manifest.Check) error {
 // leaves processes behind would, repeated, fill the machine.
 func command(ctx context.Context, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
-	var out tail
+	var out tail.Writer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
@@ -91,7 +91,7 @@ func command(ctx context.Context, name string, args ...string) error {
 		err = fmt.Errorf("took too long: %w", context.Cause(ctx))
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, out.line())
+		return fmt.Errorf("%s: %w: %s", name, err, out.Line())
 	}
 	return nil
 }
@@ -106,25 +106,9 @@ func get(ctx context.Context, url string) error {
 		return err
 	}
 	defer response.Body.Close()
-	_, _ = io.CopyN(io.Discard, response.Body, maxOutput) // so that the connection can be used again
+	_, _ = io.CopyN(io.Discard, response.Body, maxAnswer) // so that the connection can be used again
 	if response.StatusCode/100 != 2 {
 		return fmt.Errorf("%s: %s", url, response.Status)
 	}
 	return nil
-}
-
-// tail keeps the end of what is written to it.
-type tail struct{ b []byte }
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.b = append(t.b, p...)
-	if len(t.b) > maxOutput {
-		t.b = append(t.b[:0], t.b[len(t.b)-maxOutput:]...)
-	}
-	return len(p), nil
-}
-
-func (t *tail) line() string {
-	lines := bytes.Split(bytes.TrimSpace(t.b), []byte("\n"))
-	return string(lines[len(lines)-1])
 }

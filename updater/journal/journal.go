@@ -62,7 +62,8 @@ type Journal struct {
 	EpochFloor uint64 `json:"epoch_floor,omitempty"`
 	DataSchema int    `json:"data_schema,omitempty"` // layout of the kept data, raised at commit
 
-	CleanUp *CleanUp `json:"clean_up,omitempty"` // what a commit still owes
+	CleanUp  *CleanUp `json:"clean_up,omitempty"`  // what a commit still owes
+	TakeBack *CleanUp `json:"take_back,omitempty"` // what an update that came to nothing still owes
 }
 
 // Update is the one update that is under way or on trial.
@@ -71,8 +72,9 @@ type Update struct {
 	Manifest manifest.Digest  `json:"manifest"`
 	Version  string           `json:"version"`
 	Sequence uint64           `json:"sequence"`
-	Slot     string           `json:"slot"` // that is written and tried
-	Tries    int              `json:"tries"`
+	Slot     string           `json:"slot"`           // that is written and tried
+	Tries    int              `json:"tries"`          // boots of the trial; in a verdict, those that it took
+	Used     int              `json:"used,omitempty"` // boots that it has taken, as far as is known
 	Force    bool             `json:"force,omitempty"`
 	Written  map[string]int64 `json:"written,omitempty"` // image name to the offset up to which it is durable
 	BootID   string           `json:"boot_id,omitempty"` // of the boot in which the trial was armed
@@ -111,11 +113,15 @@ type Want struct {
 	Refused string `json:"refused,omitempty"`
 }
 
-// CleanUp is what programs of a committed release have yet to do.
+// CleanUp is what programs have yet to do about an update that has ended.
 type CleanUp struct {
 	Manifest   manifest.Digest `json:"manifest"`
-	DataSchema int             `json:"data_schema,omitempty"` // before the trial
-	Begun      int             `json:"begun,omitempty"`
+	DataSchema int             `json:"data_schema,omitempty"` // before the trial that was committed
+	Begun      int             `json:"begun,omitempty"`       // how often; 0 again where a program put it off
+	// Of an update that came to nothing: what its handlers were told, and for which images.
+	Version  string           `json:"version,omitempty"`
+	Sequence uint64           `json:"sequence,omitempty"`
+	Images   []manifest.Image `json:"images,omitempty"`
 }
 
 // Verdict is how an update ended.

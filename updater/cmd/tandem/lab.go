@@ -31,7 +31,7 @@ build/lab/NAME (or -dir). It runs until "down", whichever terminal started it.
   freeze|thaw DEVICE  stop the clocks, the watchdog's too, and let them go on
   link DEVICE up|down plug the network cable in, or pull it
   push DEVICE FILE PATH          copy a file into the system
-  plug DEVICE NAME IMAGE         plug a memory stick in (an image, or files to put on one)
+  plug DEVICE NAME IMAGE         plug a USB memory stick in (an image, or files to put on one: FAT32)
   unplug DEVICE NAME             pull it out
   run DEVICE [-timeout S] COMMAND…  run a command in the system; its exit code is ours
   wait DEVICE [-timeout S]       wait for the next boot that nobody waited for yet

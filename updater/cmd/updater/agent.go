@@ -25,8 +25,8 @@ import (
 )
 
 const (
-	// aliveEvery and aliveTime: the main loop says that it turns, and how long it may
-	// be silent. A machine under full load schedules late.
+	// aliveEvery and aliveTime: how often the core is asked whether it lives, and how long
+	// it may be silent. A machine under full load schedules late.
 	aliveEvery = 5 * time.Second
 	aliveTime  = time.Minute
 )
@@ -64,8 +64,7 @@ func agent(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	loop := d.keeper.Register("main loop", aliveTime)
-	go beat(ctx, core, loop)
+	go beat(ctx, core, d.keeper.Register("core", aliveTime))
 	go guard(ctx, d.keeper, every, core, log)
 	s := &service{device: d, core: core, link: fleet.status}
 	go func() {
@@ -88,8 +87,8 @@ func agent(ctx context.Context, stderr io.Writer) error {
 	return err
 }
 
-// beat reports for the main loop as long as the core's lock can be had.
-func beat(ctx context.Context, core *updater.Updater, loop *watchdog.Check) {
+// beat reports as long as the core's lock can be had.
+func beat(ctx context.Context, core *updater.Updater, lives *watchdog.Check) {
 	tick := time.NewTicker(aliveEvery)
 	defer tick.Stop()
 	for {
@@ -98,7 +97,7 @@ func beat(ctx context.Context, core *updater.Updater, loop *watchdog.Check) {
 			return
 		case <-tick.C:
 			core.Alive()
-			loop.Report()
+			lives.Report()
 		}
 	}
 }

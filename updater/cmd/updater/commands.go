@@ -58,6 +58,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		flags.BoolVar(&o.full, "full", false, "whole images where no delta fits")
 		flags.BoolVar(&o.hold, "hold", false, "do not reboot")
 		most = 1
+	case "commit":
+		flags.BoolVar(&o.force, "force", false, "end an alarm: compare the running slot with its manifest and make it the good one, though it is not on trial")
 	case "rollback":
 		flags.BoolVar(&o.force, "force", false, "also to a system that cannot read the present data")
 	case "verify":
@@ -219,6 +221,9 @@ func (s *service) do(ctx context.Context, verb string, r control.Request) error 
 		o := updater.Options{Force: r.Force, Full: r.Full, Hold: r.Hold}
 		return s.core.Install(ctx, src, o)
 	case "commit":
+		if r.Force {
+			return s.core.EndAlarm(ctx)
+		}
 		return s.core.Commit(ctx)
 	case "rollback":
 		return s.core.Rollback(ctx, r.Force)
@@ -226,7 +231,7 @@ func (s *service) do(ctx context.Context, verb string, r control.Request) error 
 		return s.core.Cancel()
 	case "verify":
 		if r.Release == "" {
-			return s.verifySlots(ctx)
+			return s.core.VerifySlots(ctx)
 		}
 		src, err := release.Open(r.Release)
 		if err != nil {
@@ -237,22 +242,6 @@ func (s *service) do(ctx context.Context, verb string, r control.Request) error 
 		return err
 	}
 	return fmt.Errorf("%w: no command %q", errUsage, verb)
-}
-
-// verifySlots compares the running slot, and the other one if it may boot.
-func (s *service) verifySlots(ctx context.Context) error {
-	running := s.core.Running().Slot
-	if err := s.core.VerifySlot(ctx, running); err != nil {
-		return err
-	}
-	record, err := s.device.parts.Store.Load()
-	if err != nil {
-		return fmt.Errorf("boot record: %w", err)
-	}
-	if record.Mark(running.Other()) != bootctl.OK {
-		return nil
-	}
-	return s.core.VerifySlot(ctx, running.Other())
 }
 
 // Code implements control.Handler.
@@ -274,8 +263,8 @@ func codeOf(err error) int {
 		{6, []error{updater.ErrAlarm, bootctl.ErrNoRecord}},
 		{7, []error{updater.ErrInstalled}},
 		{3, []error{
-			updater.ErrBoard, updater.ErrDowngrade, updater.ErrEpoch, updater.ErrFailedBefore, updater.ErrAttempts, updater.ErrNoDelta, updater.ErrMemory,
-			updater.ErrNewerData, updater.ErrNoFallback, updater.ErrOnTrial, updater.ErrNotOnTrial, updater.ErrNotInstalling, updater.ErrCancelled,
+			updater.ErrBoard, updater.ErrDowngrade, updater.ErrEpoch, updater.ErrFailedBefore, updater.ErrAttempts, updater.ErrNoDelta, updater.ErrBase, updater.ErrMemory,
+			updater.ErrNewerData, updater.ErrNoFallback, updater.ErrOnTrial, updater.ErrNotOnTrial, updater.ErrNoAlarm, updater.ErrNotInstalling, updater.ErrCancelled,
 			trust.ErrSignature, trust.ErrThreshold, trust.ErrExpired, trust.ErrRollback, trust.ErrNoTarget, trust.ErrMismatch, trust.ErrFormat,
 			manifest.ErrFormat, manifest.ErrCritical, manifest.ErrUnsupported, manifest.ErrTooLarge,
 			release.ErrFormat, release.ErrUnsafe, transport.ErrLeaf, updater.ErrMismatch,
@@ -302,6 +291,8 @@ func hintFor(err error) string {
 		{updater.ErrDowngrade, "-force goes back to an older release, down to the floor of epochs"},
 		{updater.ErrBusy, "`updater status` shows it, `updater cancel` ends it"},
 		{updater.ErrOnTrial, "`updater commit` keeps the running system, `updater rollback` gives it up"},
+		{updater.ErrAlarm, "`updater status` shows it; once you know why, `updater commit -force` makes the running system the good one"},
+		{updater.ErrNoAlarm, "`updater commit` ends a trial; after a boot record that could not be read, restart the agent"},
 		{trust.ErrExpired, "publish again with newer metadata, or install from a stick"},
 		{partition.ErrMounted, "is this board's fstab old? the spare slot must not be mounted"},
 		{errNoDevice, "is this a system that Tandem started? /run/tandem/boot.json is written by its first program"},

@@ -384,5 +384,7 @@ func (d *device) reboot(why string) error {
 		time.Sleep(syncGrace)
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	}()
-	return runHook(context.Background(), "reboot")
+	ctx, cancel := context.WithTimeout(context.Background(), rebootGrace)
+	defer cancel()
+	return runHook(ctx, "reboot")
 }

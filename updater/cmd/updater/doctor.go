@@ -65,7 +65,7 @@ func doctor(ctx context.Context, w io.Writer, o options) error {
 		}
 		add("boot record "+c.Name, err, c.Record, "the next update writes it anew; if it comes again the medium is failing")
 	}
-	add("boot record", checkRecord(s), fmt.Sprintf("slot %s is good and runs, and is what the loader falls back to", s.State.Good), "`updater status`; `updater rollback` or `commit` end a trial")
+	add("boot record", checkRecord(s), fmt.Sprintf("slot %s is good and runs, and is what the loader falls back to", s.State.Good), "`updater status`; `updater rollback` or `commit` end a trial, `commit -force` an alarm")
 	add("trials", checkCounting(s), "the loader counted every try that the first program saw", "the loader cannot save: is the environment partition writable for it?")
 	add("watchdog", checkWatchdog(board, s), watchdogText(s), "without a watchdog a system that hangs is not reverted: check the driver and the board file")
 	add("verity", checkVerity(s), "the running root is verified block by block", "the medium is failing, or somebody writes to it")

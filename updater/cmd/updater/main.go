@@ -8,6 +8,10 @@
 //	        -hold        do not reboot
 //	updater status                   what runs, what is in the slots, how the last update ended
 //	updater commit                   vouch for the system on trial
+//	        -force       only in an alarm (exit code 6): neither the good slot nor one on
+//	                     trial runs, or the boot record cannot be read. Compares the
+//	                     running slot with its signed manifest, says what it finds, and
+//	                     makes the slot the good one; refused (3) if there is no alarm
 //	updater rollback [-force]        boot the other slot again; on trial: give it up
 //	updater cancel                   give up the installation that runs
 //	updater verify [RELEASE]         compare both slots with their manifests, or check a release
@@ -22,7 +26,7 @@
 //
 //	0  done                               4  busy: another installation runs
 //	1  could not be done                  5  this is no Tandem device, or no agent runs
-//	2  wrong usage                        6  the boot record needs a person
+//	2  wrong usage                        6  alarm: the boot record needs a person
 //	3  refused: signature, board,         7  nothing to do: it runs already
 //	   sequence, epoch, policy, failed before
 package main

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/tandem-ota/tandem/bootctl/bootreport"
+	"github.com/tandem-ota/tandem/bootctl/grubenv"
 	"github.com/tandem-ota/tandem/tpm"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/journal"
@@ -49,7 +50,9 @@ func (s *service) Status(context.Context) (any, error) {
 		State: s.core.State(), Boot: d.boot, Trust: d.parts.Board.Trust.Root, Cost: s.core.Cost(), Last: s.core.Last(),
 		TPM: d.tpmStatus(), Memory: readMemory(),
 	}
-	for _, l := range d.parts.Store.Copies() {
+	var copies [3]grubenv.Location
+	s.core.Hold(func() { copies = d.parts.Store.Copies() })
+	for _, l := range copies {
 		c := Copy{Name: l.Name, Newest: l.Newest, Record: l.Content.Record.String()}
 		if l.Err != nil {
 			c.Record, c.Error = "", l.Err.Error()
