@@ -37,7 +37,7 @@ func rebuild(blob, base []byte, size int64, from int, there []byte) ([]byte, err
 	for i := from; i < p.Frames(); i++ {
 		f := p.Frame(i)
 		dst := make([]byte, f.Length)
-		if err := p.Decode(i, blob[f.Blob:f.Blob+f.BlobLength], delta.Sources{Old: bytes.NewReader(base)}, dst); err != nil {
+		if err := p.Decode(i, blob[f.Blob:f.Blob+f.BlobLength], delta.Sources{Old: bytes.NewReader(base), New: bytes.NewReader(out)}, dst); err != nil {
 			return nil, err
 		}
 		out = append(out, dst...)
@@ -262,7 +262,7 @@ func TestMemory(t *testing.T) {
 	all := func() {
 		for i := range p.Frames() {
 			f := p.Frame(i)
-			require.NoError(t, p.Decode(i, blob[f.Blob:f.Blob+f.BlobLength], delta.Sources{Old: base}, dst))
+			require.NoError(t, p.Decode(i, blob[f.Blob:f.Blob+f.BlobLength], delta.Sources{Old: base, New: bytes.NewReader(want)}, dst))
 		}
 	}
 	all()

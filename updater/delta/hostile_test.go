@@ -12,11 +12,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/delta/recode"
 )
 
 // container wraps one frame of 16 image bytes, made against 32 bytes of base,
 // in a flawless header: the signer was fooled, or is the attacker.
-func container(frame []byte) []byte {
+func container(frame []byte) []byte { return containerOf(frame, 0, 0) }
+
+// containerOf names features and a workspace as well.
+func containerOf(frame []byte, features uint32, workspace int64) []byte {
 	le := binary.LittleEndian
 	const body = 64
 	b := make([]byte, delta.HeaderSize+delta.EntrySize)
@@ -25,7 +29,9 @@ func container(frame []byte) []byte {
 	le.PutUint16(b[10:], delta.FlagBase)
 	le.PutUint64(b[16:], 16)
 	le.PutUint64(b[24:], 32)
-	le.PutUint64(b[64:], uint64(delta.MemoryNeeded(1, delta.Maxima{Frame: 16, Blob: int64(len(frame)), Body: body}, 0)))
+	le.PutUint64(b[64:], uint64(delta.MemoryNeeded(1, delta.Maxima{Frame: 16, Blob: int64(len(frame)), Body: body, Workspace: workspace}, features)))
+	le.PutUint32(b[12:], features)
+	le.PutUint32(b[88:], uint32(workspace))
 	le.PutUint32(b[72:], 1)
 	le.PutUint32(b[76:], 16)
 	le.PutUint32(b[80:], uint32(len(frame)))
@@ -139,6 +145,88 @@ func TestHostileFrame(t *testing.T) {
 		}
 		require.ErrorIs(t, err, row.want, row.state)
 		require.Zero(t, base.reads, row.state)
+	}
+}
+
+// The same for frames that predict and recode: what they say about sizes, places and each
+// other is believed in nothing.
+func TestHostilePlain(t *testing.T) {
+	const workspace = 64
+	named := uint32(delta.FeaturePlain | 1<<recode.Deflate)
+	// "sixteen bytes .." as one stored block of deflate: 5 bytes of header, 16 bytes.
+	content := []byte("sixteen bytes ..")
+	pieces, n, err := recode.SplitDeflate(join([]byte{1, 16, 0, 0xef, 0xff}, content), true, 1<<16, 1<<16)
+	require.NoError(t, err)
+	require.Equal(t, 21, n)
+	require.Len(t, pieces, 1)
+	plain, params := pieces[0].Plain, pieces[0].Params
+	size := uint64(len(plain))
+	frame := func(control, literal, prediction, recoding []byte) []byte {
+		return join([]byte{delta.CodingPlain}, stored(control), stored(nil), stored(literal), stored(prediction), stored(recoding))
+	}
+	segment := func(kind, gap, length, packed, skip, take, address uint64, params []byte, expansions ...[]byte) []byte {
+		return join(uv(kind, gap, length, packed, skip, take, address, uint64(len(params))), params, uv(uint64(len(expansions))), join(expansions...))
+	}
+	expansion := func(kind, offset, length, size uint64) []byte { return uv(kind, offset, length, size, 0) }
+	zero := op(delta.OpZero, 16)
+	literals := join(zero, op(delta.OpLiteral, size))
+	recoded := func(s ...[]byte) []byte { return frame(literals, plain, nil, join(uv(uint64(len(s))), join(s...))) }
+	sound := segment(uint64(recode.Deflate), 0, size, 21, 5, 16, 0, params)
+	many := uint64(1) << 40
+
+	for _, row := range []struct {
+		state    string
+		frame    []byte
+		features uint32
+		want     error // nil: all is well
+	}{
+		{"sound: a frame that is the end of a compressed piece", recoded(sound), named, nil},
+		{"a coding that the header does not name", recoded(sound), 1 << recode.Deflate, delta.ErrUnsupported},
+		{"a kind that the header does not name", recoded(sound), delta.FeaturePlain, delta.ErrUnsupported},
+		{"a kind of zero", recoded(segment(0, 0, size, 21, 5, 16, 0, params)), named, delta.ErrUnsupported},
+		{"a kind that nobody knows", recoded(segment(31, 0, size, 21, 5, 16, 0, params)), named, delta.ErrUnsupported},
+		{"a segment behind the frame", recoded(segment(2, 17, size, 21, 5, 16, 0, params)), named, delta.ErrFormat},
+		{"a segment across the frame's end", recoded(segment(2, 1, size, 21, 5, 16, 0, params)), named, delta.ErrFormat},
+		{"more taken than packed", recoded(segment(2, 0, size, 21, 6, 16, 0, params)), named, delta.ErrFormat},
+		{"a segment beyond the workspace", recoded(segment(2, 0, workspace, 21, 5, 16, 0, params)), named, delta.ErrFormat},
+		{"a segment that packs to less", recoded(segment(2, 0, size, 22, 5, 16, 0, params)), named, delta.ErrFormat},
+		{"parameters that are none", recoded(segment(2, 0, size, 21, 5, 16, 0, []byte{0xff})), named, delta.ErrFormat},
+		{"parameters longer than the stream", frame(literals, plain, nil, join(uv(1, 2, 0, size, 21, 5, 16, 0, 1000))), named, delta.ErrFormat},
+		{"too many segments", frame(literals, plain, nil, uv(1<<20)), named, delta.ErrFormat},
+		{"too many expansions", frame(literals, plain, nil, join(uv(1, 2, 0, size, 21, 5, 16, 0, 0), uv(1<<20))), named, delta.ErrFormat},
+		{"an expansion before the old image", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansion(2, 1, 8, 8))), named, delta.ErrFormat},
+		{"an expansion past the old image", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansion(2, 50, 8, 8))), named, delta.ErrFormat},
+		{"an expansion 2^40 bytes away", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansion(2, many, 8, 8))), named, delta.ErrFormat},
+		{"an expansion of what is not compressed", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansion(2, 0, 8, 8))), named, delta.ErrBase},
+		{"a segment cut off", frame(literals, plain, nil, join(uv(1), sound[:len(sound)-1])), named, delta.ErrFormat},
+		{"bytes behind the segments", frame(literals, plain, nil, join(uv(1), sound, []byte{0})), named, delta.ErrFormat},
+		{"an operation from the frame into a segment", frame(op(delta.OpLiteral, 16+size), join(content, plain), nil, join(uv(1), sound)), named, delta.ErrFormat},
+		{"operations missing for a segment", frame(zero, nil, nil, join(uv(1), sound)), named, delta.ErrFormat},
+		{"operations for a segment that is not there", frame(literals, plain, nil, nil), named, delta.ErrFormat},
+		{"a space that is none", frame(op(delta.OpCopyAt, 16, 3), nil, nil, nil), named, delta.ErrFormat},
+		{"the new image before it is made", frame(op(delta.OpCopyAt, 16, 1), nil, nil, nil), named, delta.ErrFormat},
+		{"an expansion where there is none", frame(op(delta.OpCopyAt, 16, 2), nil, nil, nil), named, delta.ErrFormat},
+		{"a plan longer than its stream", frame(zero, nil, uv(9), nil), named, delta.ErrFormat},
+		{"a plan that is none", frame(zero, nil, join(uv(3), []byte{0xff, 0xff, 0xff}), nil), named, delta.ErrFormat},
+		{"plans for more windows than there are", frame(zero, nil, uv(0, 0), nil), named, delta.ErrFormat},
+	} {
+		blob := containerOf(row.frame, row.features, workspace)
+		p, err := delta.Open(bytes.NewReader(blob), int64(len(blob)), delta.Limits{Memory: plenty, Size: 16})
+		require.NoError(t, err, row.state)
+		whole := bytes.Repeat([]byte{0xaa}, 64)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		err = p.Decode(0, row.frame, delta.Sources{Old: bytes.NewReader(make([]byte, 32))}, whole[16:32])
+		runtime.ReadMemStats(&after)
+		require.Less(t, int64(after.TotalAlloc-before.TotalAlloc), p.Memory(), row.state)
+		require.Equal(t, bytes.Repeat([]byte{0xaa}, 16), whole[:16], row.state)
+		require.Equal(t, bytes.Repeat([]byte{0xaa}, 32), whole[32:], row.state)
+		if row.want == nil {
+			require.NoError(t, err, row.state)
+			require.Equal(t, content, whole[16:32], row.state)
+			continue
+		}
+		require.ErrorIs(t, err, row.want, row.state)
 	}
 }
 

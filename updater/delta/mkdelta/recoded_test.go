@@ -1,0 +1,132 @@
+package mkdelta
+
+import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/updater/delta"
+)
+
+// archive is an image that needs no tool to make: a cpio archive (newc, see cpio(5)).
+func archive(names []string, content map[string][]byte) []byte {
+	var b bytes.Buffer
+	pad := func() {
+		for b.Len()%4 != 0 {
+			b.WriteByte(0)
+		}
+	}
+	for _, name := range append(names, "TRAILER!!!") {
+		c := content[name]
+		mode := 0o100644
+		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", 1, mode, 0, 0, 1, 0, len(c), 0, 0, 0, 0, len(name)+1, 0)
+		b.WriteString(name + "\x00")
+		pad()
+		b.Write(c)
+		pad()
+	}
+	return b.Bytes()
+}
+
+// prose is text with the statistics of text, where a version changes a line here and there.
+func prose(version, n int) []byte {
+	r := rand.New(rand.NewPCG(4, 4))
+	words := make([]string, 3000)
+	for i := range words {
+		words[i] = fmt.Sprintf("%c%x", 'a'+r.IntN(26), r.IntN(1<<20))
+	}
+	var b strings.Builder
+	for line := 0; b.Len() < n; line++ {
+		if line%97 == 0 {
+			fmt.Fprintf(&b, "version %d, ", version)
+		}
+		for range 10 {
+			b.WriteString(words[r.IntN(len(words))] + " ")
+		}
+		b.WriteByte('\n')
+	}
+	return []byte(b.String())
+}
+
+func zipped(t testing.TB, b []byte) []byte {
+	var out bytes.Buffer
+	w, err := gzip.NewWriterLevel(&out, 9)
+	require.NoError(t, err)
+	_, err = w.Write(b)
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	return out.Bytes()
+}
+
+func packedZstd(t testing.TB, b []byte) []byte {
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	require.NoError(t, err)
+	return e.EncodeAll(b, nil)
+}
+
+func compressedPair(t testing.TB) (old, fresh []byte) {
+	images := make([][]byte, 2)
+	for i := range images {
+		images[i] = archive([]string{"doc/changes.gz", "boot/initrd", "usr/data"}, map[string][]byte{
+			"doc/changes.gz": zipped(t, prose(i, 100<<10)),
+			"boot/initrd":    packedZstd(t, prose(i, 1<<20)),
+			"usr/data":       prose(i, 1<<20), // an initramfs holds what the system holds
+		})
+	}
+	return images[0], images[1]
+}
+
+// A small change in what is compressed makes a small patch, though the compressed bytes have
+// little in common, and the image comes out bit for bit, whatever frame ends amid a piece.
+func TestCompressed(t *testing.T) {
+	old, fresh := compressedPair(t)
+	for _, size := range []int{delta.Leaf, 1 << 20} {
+		var seen, blind bytes.Buffer
+		s, err := Make(t.Context(), image(old), image(fresh), Options{FrameSize: size, Workers: 2}, &seen)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(fresh, decoded(t, seen.Bytes(), old, len(fresh))))
+		require.Less(t, s.Memory, int64(10<<20))
+
+		// The same bytes as an image that nobody can list.
+		hide := func(b []byte) []byte { return append([]byte("hidden  "), b...) }
+		_, err = Make(t.Context(), image(hide(old)), image(hide(fresh)), Options{FrameSize: size, Workers: 2}, &blind)
+		require.NoError(t, err)
+		t.Logf("frames of %d: %d bytes, %d without looking into it", size, seen.Len(), blind.Len())
+		require.Less(t, seen.Len()*2, blind.Len())
+	}
+}
+
+// Whatever is done to a patch of compressed pieces, decoding it ends, with an error or with
+// as many bytes as were asked for.
+func TestCompressedCorruption(t *testing.T) {
+	old, fresh := compressedPair(t)
+	var out bytes.Buffer
+	_, err := Make(t.Context(), image(old), image(fresh), Options{FrameSize: 2 * delta.Leaf, Workers: 2}, &out)
+	require.NoError(t, err)
+	p, err := delta.Open(bytes.NewReader(out.Bytes()), int64(out.Len()), delta.Limits{Memory: 64 << 20, Size: int64(len(fresh))})
+	require.NoError(t, err)
+	from := delta.Sources{Old: bytes.NewReader(old), New: bytes.NewReader(fresh)}
+	r := rand.New(rand.NewPCG(6, 6))
+	refused := 0
+	const tries = 4000
+	for range tries {
+		f := p.Frame(r.IntN(p.Frames()))
+		b := bytes.Clone(out.Bytes()[f.Blob : f.Blob+f.BlobLength])
+		for range 1 + r.IntN(3) {
+			b[r.IntN(len(b))] ^= 1 << r.IntN(8)
+		}
+		dst := make([]byte, f.Length+8)
+		if err := p.Decode(p.FrameAt(f.Target), b, from, dst[:f.Length]); err != nil {
+			refused++
+		}
+		require.Equal(t, make([]byte, 8), dst[f.Length:])
+	}
+	t.Logf("%d of %d refused, the leaves refuse the rest", refused, tries)
+	require.Positive(t, refused)
+}
