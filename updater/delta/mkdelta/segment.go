@@ -15,12 +15,12 @@ const (
 	enough = 16 << 10 // a match that needs no rival
 )
 
-// segment says where a range of a frame comes from: from the old image, with
-// some bytes different, or from zeros. Between segments lie literals.
+// segment says where a range of a frame comes from: from a space, with some
+// bytes different, or from zeros. Between segments lie literals.
 type segment struct {
 	start, end int // in the frame
 	zero       bool
-	space      uint8 // 0: the old image; 1: the new image, from in front of the frame
+	space      uint8 // 0: the old image; 1: the new image in front of the frame; 2: the expansion
 	at         int64 // displacement: source offset minus new offset
 }
 
