@@ -1,34 +1,11 @@
 package mkdelta
 
-import (
-	"encoding/binary"
-	"math/bits"
-)
-
 const (
-	zeroRun = 64 // zeros worth an operation of their own
-
-	// A place elsewhere in the old image has to explain so many bytes more than
-	// the displacement in use, as in bsdiff: jumping costs control bytes, and what
-	// happens to agree is no relation.
-	jump = 8
-
-	enough = 16 << 10 // a match that needs no rival
-
 	// Differing bytes between two stretches at the same displacement are carried
 	// as differences up to this length, though they agree nowhere: that is what a
 	// shifted address looks like, and the device reads all of it in one piece.
 	bridge = 32
 )
-
-// segment says where a range of a frame comes from: from the old image, with
-// some bytes different, or from zeros. Between segments lie literals.
-type segment struct {
-	start, end int // in the frame
-	zero       bool
-	space      uint8 // 0: the old image; 1: the new image, from in front of the frame
-	at         int64 // displacement: source offset minus new offset
-}
 
 // match divides a frame that begins at offset in the new image into segments,
 // in order and without overlap.
@@ -233,32 +210,4 @@ func (ix *index) split(frame []byte, lo, hi int, offset, a, b int64) int {
 		}
 	}
 	return at
-}
-
-// common returns the length of the common beginning of a and b.
-func common(a, b []byte) int {
-	n := min(len(a), len(b))
-	i := 0
-	for ; i+8 <= n; i += 8 {
-		if x := binary.LittleEndian.Uint64(a[i:]) ^ binary.LittleEndian.Uint64(b[i:]); x != 0 {
-			return i + bits.TrailingZeros64(x)/8
-		}
-	}
-	for i < n && a[i] == b[i] {
-		i++
-	}
-	return i
-}
-
-func zeros(b []byte) int {
-	i := 0
-	for ; i+8 <= len(b); i += 8 {
-		if x := binary.LittleEndian.Uint64(b[i:]); x != 0 {
-			return i + bits.TrailingZeros64(x)/8
-		}
-	}
-	for i < len(b) && b[i] == 0 {
-		i++
-	}
-	return i
 }

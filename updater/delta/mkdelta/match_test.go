@@ -159,3 +159,25 @@ func TestRelinked(t *testing.T) {
 	}
 	require.Greater(t, covered, len(fresh)-64)
 }
+
+// Plain form: what is packed in the image is matched unpacked, against old
+// bytes that were unpacked for the frame too.
+func TestPlainForm(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 2))
+	text := func(n int) []byte {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(r.Uint32()) & 0x7f
+		}
+		return b
+	}
+	old, expansion := text(200_000), text(50_000)
+	p := planOf(t, old, text(200_000))
+	plain := slices.Concat(old[:30_000], expansion[20_000:40_000], old[70_000:80_000])
+	const at = 100_000
+	require.Equal(t, []segment{
+		{start: 0, end: 30_000, at: -at},
+		{start: 30_000, end: 50_000, space: spaceExpansion, at: -at - 10_000},
+		{start: 50_000, end: 60_000, at: -at + 20_000},
+	}, p.matcher().matchPlain(plain, at, at, []part{{0, len(plain), -1, 0}}, expansion))
+}

@@ -8,9 +8,10 @@ import (
 )
 
 const (
-	spaceOld  = 0 // the old image
-	spaceNew  = 1 // the new image in front of the frame
-	spaceZero = 2 // zeros; within the matcher only
+	spaceOld       = 0 // the old image
+	spaceNew       = 1 // the new image in front of the frame
+	spaceExpansion = 2 // what compressed bytes of the old image unpack to, for one frame
+	spaceZero      = 3 // zeros; within the matcher only
 
 	surely = 32 // bytes that agree at the displacement in use and need no rival
 
@@ -45,8 +46,19 @@ type matcher struct {
 	fine     fine
 	scope    []piece // what fine is or would be built of
 	built    bool
+	parts    []part
 	segments []segment
 	chooser  chooser
+
+	expansion []byte
+	unpacked  fine // of expansion
+}
+
+// part is a stretch of a frame that comes from one file of the new image.
+type part struct {
+	start, end int   // in the frame
+	file       int   // index into newFiles.Files, or -1: of no file
+	logical    int64 // where in the file it begins
 }
 
 func (p *plan) matcher() *matcher { return &matcher{plan: p} }
@@ -54,41 +66,53 @@ func (p *plan) matcher() *matcher { return &matcher{plan: p} }
 // match divides a frame that begins at offset in the new image into segments,
 // in order and without overlap. They are valid until the next call.
 func (m *matcher) match(frame []byte, offset int64) []segment {
-	m.begin(frame, offset, offset)
 	end := offset + int64(len(frame))
 	done := offset
+	m.parts = m.parts[:0]
 	for i := regionAt(m.newAt, offset); done < end; i++ {
 		gap := end
 		if i < len(m.newAt) {
 			gap = min(gap, max(m.newAt[i].start, done))
 		}
 		if done < gap {
-			m.between(int(done-offset), int(gap-offset))
+			m.parts = append(m.parts, part{int(done - offset), int(gap - offset), -1, 0})
 			done = gap
 		}
 		if i < len(m.newAt) && done < end {
-			to := min(m.newAt[i].end, end)
-			m.inside(m.newAt[i], int(done-offset), int(to-offset))
+			r := m.newAt[i]
+			to := min(r.end, end)
+			m.parts = append(m.parts, part{int(done - offset), int(to - offset), r.file, r.logical + done - r.start})
 			done = to
+		}
+	}
+	return m.matchPlain(frame, offset, offset, m.parts, nil)
+}
+
+// matchPlain is match for bytes that are not those of the image: plain form,
+// in which what is compressed in the image is unpacked. Parts say where they come from, in order
+// and without gaps. The expansion holds old bytes that were unpacked for this
+// frame; nil is none. A displacement counts from offset plus the index in plain. Of the
+// new image, the bytes in front of limit may be used.
+func (m *matcher) matchPlain(plain []byte, offset, limit int64, parts []part, expansion []byte) []segment {
+	m.frame, m.offset, m.limit, m.found, m.expansion = plain, offset, limit, m.found[:0], expansion
+	m.recent = [seen]match{}
+	m.unpacked.build(expansion, wholePiece(expansion))
+	for _, p := range parts {
+		if p.file < 0 {
+			m.between(p.start, p.end)
+		} else {
+			m.inside(p)
 		}
 	}
 	m.segments = m.choose(m.segments[:0])
 	return m.segments
 }
 
-// unpacked divides bytes that lie compressed in the image; offset is what displacements count from, and
-// the new image may be used up to limit.
-func (m *matcher) unpacked(b []byte, offset, limit int64) []segment {
-	m.begin(b, offset, limit)
-	m.scope = m.scope[:0]
-	m.scan(0, len(b), 0)
-	m.segments = m.choose(m.segments[:0])
-	return m.segments
-}
-
-func (m *matcher) begin(frame []byte, offset, limit int64) {
-	m.frame, m.offset, m.limit, m.found = frame, offset, limit, m.found[:0]
-	m.recent = [seen]match{}
+func wholePiece(b []byte) []piece {
+	if len(b) == 0 {
+		return nil
+	}
+	return []piece{{0, 0, int32(len(b))}}
 }
 
 // between looks for bytes of no file: around the same place.
@@ -103,16 +127,15 @@ func (m *matcher) between(lo, hi int) {
 }
 
 // inside looks for bytes of a file: in the old file that it is paired with.
-func (m *matcher) inside(r region, lo, hi int) {
+func (m *matcher) inside(p part) {
 	m.scope, m.built = m.scope[:0], false
 	at := int64(0)
-	if o := m.pairs[r.file].Old; o >= 0 && !dense(m.frame[lo:hi]) {
+	if o := m.pairs[p.file].Old; o >= 0 && !dense(m.frame[p.start:p.end]) {
 		old := m.oldFiles.Files[o]
-		logical := r.logical + m.offset + int64(lo) - r.start
-		m.scope = append(m.scope, pieces(old, logical, int64(hi-lo), int64(len(m.old)))...)
-		at = sameLogical(old, logical) - m.offset - int64(lo)
+		m.scope = append(m.scope, pieces(old, p.logical, int64(p.end-p.start), int64(len(m.old)))...)
+		at = sameLogical(old, p.logical) - m.offset - int64(p.start)
 	}
-	m.scan(lo, hi, at)
+	m.scan(p.start, p.end, at)
 }
 
 // dense tells whether bytes look compressed or encrypted: all values about
@@ -194,7 +217,10 @@ func (m *matcher) scan(lo, hi int, at int64) {
 				m.fine.build(m.old, m.scope)
 				m.built = true
 			}
-			m.nearest(i, use.at, try)
+			m.nearest(&m.fine, spaceOld, m.old, i, use.at, try)
+		}
+		if i+short <= hi && len(m.expansion) > 0 {
+			m.nearest(&m.unpacked, spaceExpansion, m.expansion, i, use.at, try)
 		}
 		if i+window <= len(m.frame) {
 			if rolled < 0 || i-rolled > window {
@@ -216,18 +242,18 @@ func (m *matcher) scan(lo, hi int, at int64) {
 	}
 }
 
-// nearest tries the places of the old file where the bytes at i are, and
-// takes in the longest agreement, the nearest of equals.
-func (m *matcher) nearest(i int, at int64, try func(source, int)) {
+// nearest tries the places in from where the bytes at i are, and takes in the
+// longest agreement, the nearest of equals.
+func (m *matcher) nearest(f *fine, space uint8, from []byte, i int, at int64, try func(source, int)) {
 	here := m.offset + int64(i)
-	long, from := 0, int64(0)
-	m.fine.near(binary.LittleEndian.Uint64(m.frame[i:]), here+at, func(place int64) {
-		if n := common(m.frame[i:], m.old[place:]); n > long {
-			long, from = n, place
+	long, found := 0, int64(0)
+	f.near(binary.LittleEndian.Uint64(m.frame[i:]), here+at, func(place int64) {
+		if n := common(m.frame[i:], from[place:]); n > long {
+			long, found = n, place
 		}
 	})
 	if long >= short {
-		try(source{spaceOld, from - here}, short)
+		try(source{space, found - here}, short)
 	}
 }
 
@@ -268,12 +294,20 @@ func (m *matcher) anywhere(i int, h uint64, best match, try func(source, int)) {
 	}
 }
 
+// space returns the bytes that a displacement may reach.
+func (m *matcher) space(n uint8) []byte {
+	switch n {
+	case spaceNew:
+		return m.fresh[:m.limit]
+	case spaceExpansion:
+		return m.expansion
+	}
+	return m.old
+}
+
 // bytesOf returns the bytes of a source for frame[i:], nothing where it has none.
 func (m *matcher) bytesOf(s source, i int) []byte {
-	b := m.old
-	if s.space == spaceNew {
-		b = m.fresh[:m.limit]
-	}
+	b := m.space(s.space)
 	from := m.offset + int64(i) + s.at
 	if from < 0 || from >= int64(len(b)) {
 		return nil
@@ -300,10 +334,7 @@ func (m *matcher) add(i, lo int, s source) match {
 		return c
 	}
 	c := match{i, i + m.run(i, s), s}
-	b, shift := m.old, m.offset+s.at
-	if s.space == spaceNew {
-		b = m.fresh
-	}
+	b, shift := m.space(s.space), m.offset+s.at
 	for c.start > lo && shift+int64(c.start) > 0 && b[shift+int64(c.start)-1] == m.frame[c.start-1] {
 		c.start--
 	}
