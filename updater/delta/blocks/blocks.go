@@ -95,6 +95,7 @@ type Index struct {
 	heads  []uint32 // bucket → 1 + its first block; nil after the last Scan
 	filter []uint64 // bit set: some block's hash begins so
 	shift  uint     // hash >> shift is the number of the bit
+	bucket uint     // and hash >> bucket that of the bucket
 
 	missing int64 // fresh blocks not found yet, while scanning
 
@@ -135,21 +136,23 @@ const decoderMemory = 1 << 20
 // scanBuffer is how much of an old image is read at a time.
 const scanBuffer = 256 << 10
 
-const bucketBits = 16
-
 // FilterBits is the binary logarithm of the size of the filter for n blocks: about one bit
 // in eight is set, so that seven of eight misses cost one look.
 func FilterBits(n int64) int {
-	bits := 16
+	bits := 12
 	for ; bits < 23 && int64(1)<<bits < 8*n; bits++ {
 	}
 	return bits
 }
 
+// bucketBits is that of the number of buckets. Of a hash's 48 bits the lower 32 are kept
+// with the block; in fewer buckets than 2^16 that leaves some out, which few blocks can afford.
+func bucketBits(n int64) int { return min(FilterBits(n)-3, 16) }
+
 // MemoryNeeded is what this decoder and the caller's buffer for a frame take for
 // a blob with these numbers, in bytes. FORMAT.md has the same formula.
 func MemoryNeeded(blocks, units, frames, block, frame, window int64) int64 {
-	scan := int64(1)<<FilterBits(blocks)/8 + 4<<bucketBits + scanBuffer + block
+	scan := int64(1)<<FilterBits(blocks)/8 + 4<<bucketBits(blocks) + scanBuffer + block
 	build := 2*(window+frame) + frame
 	return 9*blocks + 4*units + 32*frames + max(scan, build) + decoderMemory
 }
@@ -200,7 +203,7 @@ func Open(blob io.ReaderAt, blobSize int64, lim Limits) (*Index, error) {
 	case blocks > MaxBlocks:
 		return nil, fmt.Errorf("%d blocks: %w", blocks, delta.ErrLimit)
 	case fresh > blocks || units > fresh || int64(indexSize) > blobSize-HeaderSize,
-		fresh*width+2*units+frames*SumSize > int64(indexSize):
+		fresh*width+2*units > int64(indexSize):
 		return nil, fmt.Errorf("counts contradict sizes: %w", delta.ErrFormat)
 	case int64(memory) < MemoryNeeded(blocks, units, frames, block, frameSize, window):
 		return nil, fmt.Errorf("stated memory too small: %w", delta.ErrFormat)
@@ -211,11 +214,11 @@ func Open(blob io.ReaderAt, blobSize int64, lim Limits) (*Index, error) {
 		size: int64(size), block: block, frame: frameSize, window: window,
 		indexSize: HeaderSize + int64(indexSize), memory: int64(memory), seed: le.Uint64(h[48:]),
 		hi: make([]uint8, blocks), lo: make([]uint32, blocks), key: make([]uint32, blocks),
-		heads: make([]uint32, 1<<bucketBits),
+		heads: make([]uint32, 1<<bucketBits(blocks)),
 		units: make([]uint32, 0, units), frames: make([]frame, 0, frames),
 	}
 	bits := FilterBits(blocks)
-	x.filter, x.shift = make([]uint64, 1<<bits/64), uint(64-bits)
+	x.filter, x.shift, x.bucket = make([]uint64, 1<<bits/64), uint(64-bits), uint(64-bucketBits(blocks))
 	x.mask = ^uint64(0) << (64 - 8*width)
 	x.missing = fresh
 	if err := x.parse(blob, h[:], fresh, units, width, blobSize); err != nil {
@@ -341,7 +344,7 @@ func (x *Index) parseHashes(r *reader, width int64) {
 		}
 		h := binary.LittleEndian.Uint64(b[:])
 		x.key[i] = uint32(h >> (64 - HashBits))
-		head := &x.heads[h>>(64-bucketBits)]
+		head := &x.heads[h>>x.bucket]
 		x.lo[i], *head = *head, uint32(i)+1
 		// Bits of the filter that lie below a narrow hash are set for all values.
 		for bit := h >> x.shift; bit <= (h|^x.mask)>>x.shift; bit++ {

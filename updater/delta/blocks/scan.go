@@ -97,7 +97,7 @@ func (x *Index) found(v uint64, from Source, at int64) bool {
 	v &= x.mask
 	met := false
 	key := uint32(v >> (64 - HashBits))
-	link := &x.heads[v>>(64-bucketBits)]
+	link := &x.heads[v>>x.bucket]
 	for *link != 0 {
 		b := *link - 1
 		// What lies before the frame is overwritten by the time the frame is made.

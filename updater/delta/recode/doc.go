@@ -33,6 +33,11 @@ const (
 	// the headers and checksums of frames around them.
 	Zstd Kind = 1
 
+	// ZstdMatches is such a run by its content and what its matches were in the
+	// old one: Expand makes the matches of the old blocks, and Pack foresees those
+	// of the new blocks from them. Expand followed by Pack is not the identity here.
+	ZstdMatches Kind = 3
+
 	// Deflate is a run of deflate blocks (RFC 1951).
 	Deflate Kind = 2
 
@@ -68,11 +73,11 @@ type Coder struct {
 // spoilt.
 func (c *Coder) Expand(kind Kind, params, src, dst []byte) (int, error) {
 	switch kind {
-	case Zstd:
+	case Zstd, ZstdMatches:
 		if c.zstd == nil {
 			c.zstd = new(zstdCoder)
 		}
-		return c.zstd.expand(params, src, dst)
+		return c.zstd.expand(kind, params, src, dst)
 	case Deflate:
 		if c.deflate == nil {
 			c.deflate = new(deflateCoder)
@@ -96,6 +101,11 @@ func (c *Coder) Pack(kind Kind, params, plain, dst []byte) (int, error) {
 			c.zstd = new(zstdCoder)
 		}
 		return c.zstd.pack(params, plain, dst)
+	case ZstdMatches:
+		if c.zstd == nil {
+			c.zstd = new(zstdCoder)
+		}
+		return c.zstd.packMatches(params, plain, dst)
 	case Deflate:
 		if c.deflate == nil {
 			c.deflate = new(deflateCoder)

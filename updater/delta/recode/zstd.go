@@ -14,7 +14,7 @@ const (
 // zstdLong marks a length of 255 and more in its column of bytes.
 const zstdLong = 255
 
-// zstdCoder is the working memory of both directions: about 150 KiB.
+// zstdCoder is the working memory of both directions: less than 300 KiB.
 type zstdCoder struct {
 	lengths [zstdKinds]zstdLengths // that of offsets is not used
 	known   [zstdKinds]bool        // a table is there to be repeated
@@ -27,8 +27,19 @@ type zstdCoder struct {
 	tableIn  [zstdKinds]encodeTable
 	small    decodeTable // of Huffman weights
 
-	packing  bool
-	literals [zstdBlock]byte // gathered from content
+	packing bool
+
+	// What a block is gathered in: the records of its sequences from the front,
+	// its literals at the end. As a sequence makes three bytes of the block's
+	// 128 KiB at least, both always have room.
+	block [zstdBlock + 3*zstdSequences]byte
+
+	// For ZstdMatches.
+	walk      matchWalk
+	reader    rangeReader
+	positions bool   // expand to matches only, that know where they are
+	reps      [3]int // distances used last
+	carry     int    // literals since the last match
 }
 
 // zstdRecord is the size of the record of a sequence: literal length, match
@@ -61,7 +72,7 @@ func (z *zstdCoder) begin(params []byte, packing bool) (flags byte, rest []byte,
 		z.lengths[zstdLL].init(16, extraLL[:], 64)
 		z.lengths[zstdML].init(32, extraML[:], 128)
 	}
-	z.packing, z.weights.log, z.known = packing, 0, [zstdKinds]bool{}
+	z.packing, z.positions, z.weights.log, z.known = packing, false, 0, [zstdKinds]bool{}
 	if len(params) == 0 {
 		return 0, nil, ErrFormat
 	}
@@ -141,12 +152,17 @@ func (z *zstdCoder) table(mode uint8, k int, in []byte) (n int, err error) {
 }
 
 // expand turns whole blocks into zstdColumns.
-func (z *zstdCoder) expand(params, src, dst []byte) (int, error) {
+func (z *zstdCoder) expand(kind Kind, params, src, dst []byte) (int, error) {
 	flags, rest, err := z.begin(params, false)
 	if err != nil {
 		return 0, err
 	}
-	if len(rest) != 0 {
+	if kind == ZstdMatches {
+		flags |= zstdContent
+		z.positions, z.carry = true, 0
+		rest, err = z.takeReps(rest)
+	}
+	if err != nil || len(rest) != 0 {
 		return 0, ErrFormat
 	}
 	// Headers tell the sizes, so that the zstdColumns can be placed before any
@@ -161,7 +177,9 @@ func (z *zstdCoder) expand(params, src, dst []byte) (int, error) {
 			literals += h.literalBytes()
 		}
 		sequences += h.sequence
-		control += h.controlBytes()
+		if !z.positions {
+			control += h.controlBytes()
+		}
 	}
 	c, ok := placeZstd(dst, literals, sequences, control)
 	if !ok {
@@ -171,7 +189,9 @@ func (z *zstdCoder) expand(params, src, dst []byte) (int, error) {
 		if err := h.read(src, at, &z.scratch); err != nil {
 			return 0, err
 		}
-		c.control += h.putControl(dst[c.control:], src)
+		if !z.positions {
+			c.control += h.putControl(dst[c.control:], src)
+		}
 		if err := z.expandLiterals(&h, src, &c, flags&zstdContent != 0); err != nil {
 			return 0, err
 		}
@@ -228,9 +248,18 @@ func (z *zstdCoder) expandLiterals(h *zstdHeader, src []byte, c *zstdColumns, dr
 }
 
 func (z *zstdCoder) expandSequences(h *zstdHeader, src []byte, c *zstdColumns) error {
+	if z.positions {
+		if z.carry += h.regen + h.size; h.kind == zstdCompressed {
+			z.carry -= h.size
+		}
+		if z.carry >= 1<<24-zstdBlock {
+			return ErrUnsupported
+		}
+	}
 	if h.sequence == 0 {
 		return nil
 	}
+	before := z.carry - h.regen
 	for k := range zstdKinds {
 		if _, err := z.table(h.mode(k), k, src[h.codes[k]:h.codes[zstdKinds]]); err != nil {
 			return err
@@ -260,6 +289,12 @@ func (z *zstdCoder) expandSequences(h *zstdHeader, src []byte, c *zstdColumns) e
 			sm = uint64(cm.base) + x&(1<<cm.nbits-1)
 			sl = uint64(cl.base) + x>>cm.nbits
 		}
+		if z.positions {
+			ofs = z.distance(ofs, l)
+			l += uint32(before)
+			z.carry -= int(l)
+			before = 0
+		}
 		rec := out[c.records : c.records+zstdRecord]
 		c.records += zstdRecord
 		rec[0], rec[1] = byte(l), byte(m)
@@ -271,7 +306,48 @@ func (z *zstdCoder) expandSequences(h *zstdHeader, src []byte, c *zstdColumns) e
 	if b.pos != 0 {
 		return ErrFormat
 	}
+	if z.carry < 0 {
+		return ErrFormat
+	}
 	return nil
+}
+
+// distance returns what an offset value means (RFC 8878, section 3.1.1.5).
+func (z *zstdCoder) distance(value, literals uint32) uint32 {
+	r := &z.reps
+	which := int(value) - 1
+	if value > 3 {
+		which = 3
+	} else if literals == 0 {
+		which++
+	}
+	d := int(value) - 3
+	switch {
+	case value <= 3 && which == 3:
+		d = r[0] - 1
+	case which < 3:
+		d = r[which]
+	}
+	if which > 1 {
+		r[2] = r[1]
+	}
+	if which > 0 {
+		r[1] = r[0]
+	}
+	r[0] = d
+	return uint32(d)
+}
+
+// takeReps takes the distances that were used before the first block.
+func (z *zstdCoder) takeReps(params []byte) ([]byte, error) {
+	for i := range z.reps {
+		v, n := binary.Uvarint(params)
+		if n <= 0 || v >= matchDistance {
+			return nil, ErrFormat
+		}
+		z.reps[i], params = int(v), params[n:]
+	}
+	return params, nil
 }
 
 // lengthen marks what is too long for a byte, and puts it in the last column.

@@ -99,7 +99,7 @@ func TestZstdRoom(t *testing.T) {
 // Damage anywhere is an error of a known class or other output; it is never a
 // panic, and it leaves the Coder usable.
 func TestZstdDamage(t *testing.T) {
-	f := expandZstd(t, zstdBlocks(t, 120))
+	f := expandZstd(t, zstdBlocks(t, 60))
 	var c recode.Coder
 	room := make([]byte, 1<<20)
 	try := func(what string, expand, blocks, pack, plain []byte) {
@@ -167,6 +167,93 @@ func FuzzZstdPack(f *testing.F) {
 	f.Fuzz(func(t *testing.T, params, plain []byte) {
 		var c recode.Coder
 		_, err := c.Pack(recode.Zstd, params, plain, make([]byte, 1<<20))
+		requireClass(t, err)
+	})
+}
+
+// foreseen is a new run of blocks by the matches of an old one.
+type foreseen struct {
+	*recode.Foreseen
+	old, blocks, plain []byte
+}
+
+func foresee(t testing.TB, lines int) foreseen {
+	t.Helper()
+	content := func(b []byte) (text []byte) {
+		d, err := zstd.NewReader(nil)
+		require.NoError(t, err)
+		defer d.Close()
+		text, err = d.DecodeAll(append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0x70}, b...), nil)
+		require.NoError(t, err)
+		return text
+	}
+	f := foreseen{old: zstdBlocks(t, lines), blocks: zstdBlocks(t, lines+lines/7)}
+	text := content(f.blocks)
+	old, err := recode.ScanZstd(f.old)
+	require.NoError(t, err)
+	s, err := recode.ScanZstd(f.blocks)
+	require.NoError(t, err)
+	f.Foreseen, err = s.Foresee(0, s.Len(), text, old, 0, old.Len(), []recode.Moved{{Old: 0, New: 0}, {Old: 4000, New: 4010}})
+	require.NoError(t, err)
+	room := make([]byte, f.Old)
+	var c recode.Coder
+	n, err := c.Expand(recode.ZstdMatches, f.Expand, f.old, room)
+	require.NoError(t, err)
+	require.Equal(t, f.Old, n)
+	f.plain = append(append(text, room...), f.Extra...)
+	return f
+}
+
+// Blocks come back from content, old matches and corrections; whatever of
+// these is damaged, the error has a known class, or the output is another.
+func TestZstdMatches(t *testing.T) {
+	f := foresee(t, 20)
+	var c recode.Coder
+	room := make([]byte, 1<<16)
+	n, err := c.Pack(recode.ZstdMatches, f.Pack, f.plain, room)
+	require.NoError(t, err)
+	require.Equal(t, f.blocks, room[:n])
+	for short := range n {
+		_, err := c.Pack(recode.ZstdMatches, f.Pack, f.plain, make([]byte, short))
+		require.ErrorIs(t, err, recode.ErrRoom)
+	}
+	damage := func(b []byte, try func(d []byte) error) {
+		for n := range b {
+			requireClass(t, try(b[:n:n]))
+			for bit := range 8 {
+				d := bytes.Clone(b)
+				d[n] ^= 1 << bit
+				requireClass(t, try(d))
+			}
+		}
+	}
+	damage(f.plain, func(d []byte) error {
+		_, err := c.Pack(recode.ZstdMatches, f.Pack, d, room)
+		return err
+	})
+	damage(f.Pack, func(d []byte) error {
+		_, err := c.Pack(recode.ZstdMatches, d, f.plain, room)
+		return err
+	})
+	damage(f.old, func(d []byte) error {
+		_, err := c.Expand(recode.ZstdMatches, f.Expand, d, room)
+		return err
+	})
+	damage(f.Expand, func(d []byte) error {
+		_, err := c.Expand(recode.ZstdMatches, d, f.old, room)
+		return err
+	})
+	n, err = c.Pack(recode.ZstdMatches, f.Pack, f.plain, room)
+	require.NoError(t, err)
+	require.Equal(t, f.blocks, room[:n], "after all that")
+}
+
+func FuzzZstdMatches(f *testing.F) {
+	form := foresee(f, 40)
+	f.Add(form.Pack, form.plain)
+	f.Fuzz(func(t *testing.T, params, plain []byte) {
+		var c recode.Coder
+		_, err := c.Pack(recode.ZstdMatches, params, plain, make([]byte, 1<<20))
 		requireClass(t, err)
 	})
 }

@@ -26,27 +26,45 @@ func (z *zstdCoder) pack(params, plain, dst []byte) (int, error) {
 	if !ok {
 		return 0, ErrFormat
 	}
-	p := zstdPacker{z: z, zstdColumns: c, dst: dst, content: flags&zstdContent != 0}
-	p.literalsEnd, p.recordsEnd, p.controlEnd = c.records, c.control, c.long
-	for p.control < p.controlEnd {
-		if err := p.block(); err != nil {
-			return 0, err
-		}
+	p := zstdPacker{
+		z: z, b: plain, content: flags&zstdContent != 0, dst: dst,
+		literalsEnd: c.records, control: c.control, controlEnd: c.long,
+		records: plain[c.records:c.control], long: plain[c.long:],
 	}
-	if p.literals != p.literalsEnd || p.records != p.recordsEnd || p.long != len(plain) {
+	if err := p.blocks(); err != nil {
+		return 0, err
+	}
+	if len(p.records) != 0 || len(p.long) != 0 {
 		return 0, ErrFormat
 	}
 	return p.at, nil
 }
 
-// zstdPacker is one call of pack: zstdColumns whose starts move on, and ends that do not.
+// zstdPacker is one call of pack: the columns that are left.
 type zstdPacker struct {
-	z *zstdCoder
-	zstdColumns
-	literalsEnd, recordsEnd, controlEnd int
-	content                             bool
-	dst                                 []byte
-	at                                  int
+	z                     *zstdCoder
+	b                     []byte
+	literals, literalsEnd int
+	control, controlEnd   int
+	records               []byte
+	long                  []byte
+	content               bool
+	matches               *matchWalk // makes the records of one block at a time
+	dst                   []byte
+	at                    int
+}
+
+// blocks packs all that the control column has.
+func (p *zstdPacker) blocks() error {
+	for p.control < p.controlEnd {
+		if err := p.block(); err != nil {
+			return err
+		}
+	}
+	if p.literals != p.literalsEnd {
+		return ErrFormat
+	}
+	return nil
 }
 
 // takeControl returns the next n bytes of the control column.
@@ -143,10 +161,21 @@ func (p *zstdPacker) compressed(h *zstdHeader) error {
 		return err
 	}
 	h.sequence = get24(rec)
-	if h.sequence > zstdSequences || h.sequence*zstdRecord > p.recordsEnd-p.records {
+	if h.sequence > zstdSequences {
 		return ErrFormat
 	}
-	literals, err := p.gather(h)
+	if p.matches != nil {
+		p.records = p.z.block[:h.sequence*zstdRecord]
+		if p.long, err = p.matches.block(p.records, p.literals); err != nil {
+			return err
+		}
+	}
+	if h.sequence*zstdRecord > len(p.records) {
+		return ErrFormat
+	}
+	records, long := p.records[:h.sequence*zstdRecord], p.long
+	p.records = p.records[len(records):]
+	literals, err := p.gather(h, records)
 	if err != nil {
 		return err
 	}
@@ -161,16 +190,19 @@ func (p *zstdPacker) compressed(h *zstdHeader) error {
 	if err := p.sequenceHeader(h); err != nil || h.sequence == 0 {
 		return err
 	}
-	return p.sequences(h)
+	return p.sequences(records, long[:len(long)-len(p.long)])
 }
 
 // gather returns the literals of the block, and moves past the long lengths
 // of its sequences.
-func (p *zstdPacker) gather(h *zstdHeader) ([]byte, error) {
-	out, n := p.z.literals[:h.regen], 0
-	end := p.records + h.sequence*zstdRecord
-	for at := p.records; at < end; at += zstdRecord {
-		l, m := int(p.b[at]), int(p.b[at+1])
+func (p *zstdPacker) gather(h *zstdHeader, records []byte) ([]byte, error) {
+	free := len(p.z.block) - h.regen
+	if free < len(records) {
+		return nil, ErrFormat
+	}
+	out, n := p.z.block[free:], 0
+	for ; len(records) > 0; records = records[zstdRecord:] {
+		l, m := int(records[0]), int(records[1])
 		var err error
 		if l == zstdLong {
 			l, err = p.takeLong()
@@ -208,11 +240,11 @@ func (p *zstdPacker) gather(h *zstdHeader) ([]byte, error) {
 }
 
 func (p *zstdPacker) takeLong() (int, error) {
-	if p.long+3 > len(p.b) {
+	if len(p.long) < 3 {
 		return 0, ErrFormat
 	}
-	v := get24(p.b[p.long:])
-	p.long += 3
+	v := get24(p.long)
+	p.long = p.long[3:]
 	if v < zstdLong || v >= zstdBlock {
 		return 0, ErrFormat
 	}
@@ -362,25 +394,23 @@ func (p *zstdPacker) sequenceHeader(h *zstdHeader) error {
 
 // sequences writes the second bit stream of the block. It begins with the
 // last sequence, since it is read from its end.
-func (p *zstdPacker) sequences(h *zstdHeader) error {
+func (p *zstdPacker) sequences(records, long []byte) error {
 	z := p.z
 	w := foreBits{dst: p.dst[p.at:]}
 	tl, to, tm := &z.tableIn[zstdLL], &z.tableIn[zstdOF], &z.tableIn[zstdML]
 	lens, lens2 := &z.lengths[zstdLL], &z.lengths[zstdML]
 	var sl, so, sm uint32
-	longs := p.long
-	records := p.b[p.records : p.records+h.sequence*zstdRecord]
-	p.records += len(records)
-	for i := h.sequence - 1; i >= 0; i-- {
-		rec := records[i*zstdRecord:][:zstdRecord]
+	last := len(records) - zstdRecord
+	for i := last; i >= 0; i -= zstdRecord {
+		rec := records[i:][:zstdRecord]
 		l, m, o := uint32(rec[0]), uint32(rec[1]), binary.LittleEndian.Uint32(rec[2:])
 		if m == zstdLong {
-			longs -= 3
-			m = uint32(get24(p.b[longs:]))
+			m = uint32(get24(long[len(long)-3:]))
+			long = long[:len(long)-3]
 		}
 		if l == zstdLong {
-			longs -= 3
-			l = uint32(get24(p.b[longs:]))
+			l = uint32(get24(long[len(long)-3:]))
+			long = long[:len(long)-3]
 		}
 		if o == 0 {
 			return ErrFormat
@@ -389,7 +419,7 @@ func (p *zstdPacker) sequences(h *zstdHeader) error {
 		if !tl.symbol[cl].ok || !to.symbol[co].ok || !tm.symbol[cm].ok {
 			return ErrFormat
 		}
-		if i == h.sequence-1 {
+		if i == last {
 			sm, so, sl = tm.first(cm), to.first(co), tl.first(cl)
 		} else {
 			so = to.step(&w, so, co)

@@ -21,6 +21,7 @@ type zstdPosition struct {
 	control   int
 	tree      []byte // description of the tree in force
 	tables    [zstdKinds][]byte
+	reps      [3]int
 }
 
 // ScanZstd walks over the blocks at the beginning of src up to the one that is
@@ -32,7 +33,8 @@ func ScanZstd(src []byte) (*ZstdBlocks, error) {
 		return nil, err
 	}
 	s := &ZstdBlocks{src: src}
-	var p zstdPosition
+	p := zstdPosition{reps: [3]int{1, 4, 8}}
+	z.reps, z.positions = p.reps, true
 	var h zstdHeader
 	buf := make([]byte, zstdSequences*12+zstdBlock)
 	for p.at < len(src) && !h.last {
@@ -44,7 +46,8 @@ func ScanZstd(src []byte) (*ZstdBlocks, error) {
 		if err != nil {
 			return nil, fmt.Errorf("block %d at %d: %w", len(s.blocks)-1, p.at, err)
 		}
-		p.at = h.end
+		z.carry = 0
+		p.at, p.reps = h.end, z.reps
 		p.content += content
 		p.literals += h.literalBytes()
 		p.sequences += h.sequence
@@ -68,15 +71,15 @@ func (z *zstdCoder) blockContent(h *zstdHeader, src, buf []byte) (int, error) {
 		return h.size, nil
 	}
 	c, _ := placeZstd(buf, 0, h.sequence, 0)
-	p := zstdPacker{zstdColumns: c}
+	records := buf[:c.records+zstdRecord*h.sequence]
 	if err := z.expandSequences(h, src, &c); err != nil {
 		return 0, err
 	}
+	p := zstdPacker{long: buf[len(records):c.long]}
 	content := h.regen
-	p.b = buf[:c.long]
-	for range h.sequence {
-		m := int(p.b[p.records+1])
-		if p.b[p.records] == zstdLong {
+	for ; len(records) > 0; records = records[zstdRecord:] {
+		m := int(records[1])
+		if records[0] == zstdLong {
 			if _, err := p.takeLong(); err != nil {
 				return 0, err
 			}
@@ -88,7 +91,6 @@ func (z *zstdCoder) blockContent(h *zstdHeader, src, buf []byte) (int, error) {
 			}
 		}
 		content += m + 3
-		p.records += zstdRecord
 	}
 	if content > zstdBlock {
 		return 0, ErrFormat

@@ -1,0 +1,299 @@
+package blocks_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"io"
+	"runtime"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/delta/blocks"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/mkblocks"
+)
+
+func known(err error) bool {
+	for _, e := range []error{delta.ErrFormat, delta.ErrMemory, delta.ErrBase, delta.ErrLimit, delta.ErrUnsupported} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// fetchAll builds everything on a device that has nothing.
+func fetchAll(blob []byte, size int64) ([]byte, error) {
+	x, err := blocks.Open(bytes.NewReader(blob), int64(len(blob)), blocks.Limits{Memory: plenty, Size: size})
+	if err != nil {
+		return nil, err
+	}
+	var out []byte
+	for i := range x.Frames() {
+		_, n := x.Frame(i)
+		dst := make([]byte, n)
+		if err := x.Build(i, blocks.Sources{Blob: bytes.NewReader(blob), Done: bytes.NewReader(out)}, dst); err != nil {
+			return nil, err
+		}
+		out = append(out, dst...)
+	}
+	return out, nil
+}
+
+// Every bit and every length of the blob is under some sum: no flip and no truncation
+// comes through, not even without the manifest's leaves.
+func TestCorruption(t *testing.T) {
+	// Fresh blocks, zeros, and in a second frame a repetition.
+	want := make([]byte, blocks.Leaf+600)
+	copy(want, system(20, 1500, 512))
+	copy(want[blocks.Leaf:], want[:512])
+	blob := encode(t, want, small)
+	for bit := range len(blob) * 8 {
+		bad := bytes.Clone(blob)
+		bad[bit/8] ^= 1 << (bit % 8)
+		_, err := fetchAll(bad, int64(len(want)))
+		require.Error(t, err, "bit %d", bit)
+		require.True(t, known(err), "bit %d: %v", bit, err)
+	}
+	for n := range blob {
+		_, err := fetchAll(blob[:n], int64(len(want)))
+		require.ErrorIs(t, err, delta.ErrFormat, "cut to %d bytes", n)
+	}
+	_, err := fetchAll(append(bytes.Clone(blob), 0), int64(len(want)))
+	require.ErrorIs(t, err, delta.ErrFormat, "one byte too long")
+}
+
+// reseal mends the checksum, as somebody would who means harm.
+func reseal(b []byte, change func(b []byte)) []byte {
+	b = bytes.Clone(b)
+	change(b)
+	end := min(binary.LittleEndian.Uint64(b[64:]), uint64(len(b)-blocks.HeaderSize)) + blocks.HeaderSize
+	s := sha256.New()
+	s.Write(b[:96])
+	s.Write(b[blocks.HeaderSize:end])
+	s.Sum(b[96:96])
+	return b
+}
+
+// A header with a valid checksum is still only a claim.
+func TestOpenRefuses(t *testing.T) {
+	want := system(21, 200000, 512)
+	blob := encode(t, want, small)
+	size := int64(len(want))
+	le := binary.LittleEndian
+	for _, row := range []struct {
+		state  string
+		change func(b []byte)
+		limits blocks.Limits
+		want   error
+	}{
+		{"from a newer encoder", func(b []byte) { b[8] = 2 }, blocks.Limits{}, delta.ErrUnsupported},
+		{"with an unknown feature", func(b []byte) { b[12] = 1 }, blocks.Limits{}, delta.ErrUnsupported},
+		{"with an unknown flag", func(b []byte) { b[10] = 1 }, blocks.Limits{}, delta.ErrUnsupported},
+		{"a delta", func(b []byte) { copy(b, delta.Magic) }, blocks.Limits{}, delta.ErrFormat},
+		{"for another image", func([]byte) {}, blocks.Limits{Memory: plenty, Size: size + 1}, delta.ErrLimit},
+		{"beyond the memory budget", func([]byte) {}, blocks.Limits{Memory: 1 << 20, Size: size}, delta.ErrMemory},
+		{"understating its memory", func(b []byte) { le.PutUint64(b[24:], 1<<20) }, blocks.Limits{}, delta.ErrFormat},
+		{"with blocks of 0 bytes", func(b []byte) { le.PutUint32(b[32:], 0) }, blocks.Limits{}, delta.ErrLimit},
+		{"with blocks of 513 bytes", func(b []byte) { le.PutUint32(b[32:], 513) }, blocks.Limits{}, delta.ErrLimit},
+		{"with other blocks", func(b []byte) { le.PutUint32(b[32:], 1024) }, blocks.Limits{}, delta.ErrFormat},
+		{"with frames of 0 bytes", func(b []byte) { le.PutUint32(b[36:], 0) }, blocks.Limits{}, delta.ErrLimit},
+		{"with frames across leaves", func(b []byte) { le.PutUint32(b[36:], 65537) }, blocks.Limits{}, delta.ErrLimit},
+		{"with a huge window", func(b []byte) { le.PutUint32(b[40:], 1<<31) }, blocks.Limits{}, delta.ErrLimit},
+		{"with hashes of no bytes", func(b []byte) { b[44] = 0 }, blocks.Limits{}, delta.ErrLimit},
+		{"with hashes of 7 bytes", func(b []byte) { b[44] = 7 }, blocks.Limits{}, delta.ErrLimit},
+		{"with shorter hashes", func(b []byte) { b[44] = 5 }, blocks.Limits{}, delta.ErrFormat},
+		{"with something in the reserved bytes", func(b []byte) { b[72] = 1 }, blocks.Limits{}, delta.ErrFormat},
+		{"with 4 billion units", func(b []byte) { le.PutUint32(b[60:], 1<<32-1) }, blocks.Limits{}, delta.ErrFormat},
+		{"with one unit less", func(b []byte) { le.PutUint32(b[60:], le.Uint32(b[60:])-1) }, blocks.Limits{}, delta.ErrFormat},
+		{"with 4 billion hashes", func(b []byte) { le.PutUint32(b[56:], 1<<32-1) }, blocks.Limits{}, delta.ErrFormat},
+		{"with one hash less", func(b []byte) { le.PutUint32(b[56:], le.Uint32(b[56:])-1) }, blocks.Limits{}, delta.ErrFormat},
+		{"with an index longer than the blob", func(b []byte) { le.PutUint64(b[64:], 1<<30) }, blocks.Limits{}, delta.ErrFormat},
+		{"with an index of 2^63 bytes", func(b []byte) { le.PutUint64(b[64:], 1<<63) }, blocks.Limits{}, delta.ErrLimit},
+		{"with an index one byte short", func(b []byte) { le.PutUint64(b[64:], le.Uint64(b[64:])-1) }, blocks.Limits{}, delta.ErrFormat},
+		{"with an unknown kind", func(b []byte) { b[128] |= 3 }, blocks.Limits{}, delta.ErrFormat},
+		{"with a run of no blocks", func(b []byte) { b[128] = 0 }, blocks.Limits{}, delta.ErrFormat},
+		{"repeating what is not there", func(b []byte) { b[128] = b[128]&^3 | 2 }, blocks.Limits{}, delta.ErrFormat},
+	} {
+		if row.limits == (blocks.Limits{}) {
+			row.limits = blocks.Limits{Memory: plenty, Size: size}
+		}
+		bad := reseal(blob, row.change)
+		_, err := blocks.Open(bytes.NewReader(bad), int64(len(bad)), row.limits)
+		require.ErrorIs(t, err, row.want, row.state)
+	}
+	_, err := blocks.Open(failing{bytes.NewReader(nil), 0}, 1000, blocks.Limits{})
+	require.ErrorIs(t, err, errMedium)
+	require.False(t, known(err), "storage that fails is told apart from a blob that is wrong")
+}
+
+// container wraps one unit for an image of 1024 bytes in a flawless blob: the signer was
+// fooled, or is the attacker.
+func container(unit []byte) []byte {
+	index := []byte{2<<blocks.KindBits | blocks.KindFresh, 2}
+	index = binary.AppendUvarint(index, uint64(len(unit)))
+	sum := sha256.Sum256(unit)
+	directory := sha256.Sum256(sum[:16])
+	index = append(append(index, directory[:16]...), 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
+	h := make([]byte, blocks.HeaderSize)
+	le := binary.LittleEndian
+	copy(h, blocks.Magic)
+	le.PutUint16(h[8:], blocks.Version)
+	le.PutUint64(h[16:], 1024)
+	le.PutUint64(h[24:], uint64(blocks.MemoryNeeded(2, 1, 1, 512, 64<<10, 0)))
+	le.PutUint32(h[32:], 512)
+	le.PutUint32(h[36:], 64<<10)
+	h[44] = 6
+	le.PutUint32(h[56:], 2)
+	le.PutUint32(h[60:], 1)
+	le.PutUint64(h[64:], uint64(len(index)))
+	return reseal(bytes.Join([][]byte{h, index, sum[:16], unit}, nil), func([]byte) {})
+}
+
+// A unit in a flawless blob that is signed by the wrong hand: none panics, writes
+// elsewhere or allocates beyond the header's word.
+func TestHostileUnit(t *testing.T) {
+	// Literals section with n literals of the value 7, and no sequences.
+	rle := func(n int) []byte {
+		v := n<<4 | 3<<2 | 1
+		return []byte{byte(v), byte(v >> 8), byte(v >> 16), 7, 0}
+	}
+	// One literal and one match, by predefined tables: offset code 8, a long match.
+	for _, row := range []struct {
+		state string
+		unit  []byte
+		want  error
+	}{
+		{"sound: 1024 sevens", rle(1024), nil},
+		{"sound: stored", bytes.Repeat([]byte{7}, 1024), nil},
+		{"a byte short", rle(1023), delta.ErrFormat},
+		{"a byte long", rle(1025), delta.ErrFormat},
+		{"a bomb", rle(1<<20 - 1), delta.ErrFormat},
+		{"tables of a block that is not there", []byte{3 | 1<<4, 0, 0, 0}, delta.ErrFormat},
+		{"sequence tables of a block that is not there", []byte{1 << 3, 7, 1, 0xfc, 1, 2, 3}, delta.ErrFormat},
+		{"a match before the beginning", []byte{1 << 3, 7, 1, 0x54, 5, 10, 20, 0xff, 0xff, 0xff}, delta.ErrFormat},
+		{"noise", []byte{0xf1, 0x4d, 0x3a, 0x99, 0x12, 0x55}, delta.ErrFormat},
+		{"one byte", []byte{0}, delta.ErrFormat},
+	} {
+		blob := container(row.unit)
+		x, err := blocks.Open(bytes.NewReader(blob), int64(len(blob)), blocks.Limits{Memory: plenty, Size: 1024})
+		require.NoError(t, err, row.state)
+		whole := bytes.Repeat([]byte{0xaa}, 2048)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		err = x.Build(0, blocks.Sources{Blob: bytes.NewReader(blob)}, whole[512:1536])
+		runtime.ReadMemStats(&after)
+		require.Less(t, int64(after.TotalAlloc-before.TotalAlloc), x.Memory(), row.state)
+		require.ErrorIs(t, err, row.want, row.state)
+		require.Equal(t, bytes.Repeat([]byte{0xaa}, 512), whole[:512], row.state)
+		require.Equal(t, bytes.Repeat([]byte{0xaa}, 512), whole[1536:], row.state)
+		if row.want == nil {
+			require.Equal(t, bytes.Repeat([]byte{7}, 1024), whole[512:1536], row.state)
+		}
+	}
+}
+
+// Scanning and building allocate what the header says, once, and nothing per frame.
+func TestMemory(t *testing.T) {
+	want := system(22, 6<<20, 4096)
+	old := edited(23, want, 4096)
+	blob := encode(t, want, mkblocks.Options{Depth: 4})
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	x, err := blocks.Open(bytes.NewReader(blob), int64(len(blob)), blocks.Limits{Memory: plenty, Size: int64(len(want))})
+	require.NoError(t, err)
+	running := bytes.NewReader(old)
+	require.NoError(t, x.Scan(blocks.Running, running, int64(len(old)), nil))
+	dst := make([]byte, 512<<10)
+	src := blocks.Sources{Blob: bytes.NewReader(blob), Running: running, Done: bytes.NewReader(want)}
+	for i := range x.Frames() {
+		_, n := x.Frame(i)
+		require.NoError(t, x.Build(i, src, dst[:n]))
+	}
+	runtime.ReadMemStats(&after)
+	// The total is what was ever allocated; what scanning took is free by the time that building begins.
+	require.Less(t, int64(after.TotalAlloc-before.TotalAlloc), x.Memory()+2<<20)
+	var again runtime.MemStats
+	for i := range x.Frames() {
+		_, n := x.Frame(i)
+		require.NoError(t, x.Build(i, src, dst[:n]))
+	}
+	runtime.ReadMemStats(&again)
+	require.Less(t, int64(again.TotalAlloc-after.TotalAlloc), int64(256<<10), "a second pass allocates next to nothing")
+	t.Logf("states %d, allocated %d", x.Memory(), after.TotalAlloc-before.TotalAlloc)
+}
+
+// Build is used against its contract.
+func TestBuildRefuses(t *testing.T) {
+	want := system(24, 200000, 512)
+	blob := encode(t, want, small)
+	x, err := blocks.Open(bytes.NewReader(blob), int64(len(blob)), blocks.Limits{Memory: plenty, Size: int64(len(want))})
+	require.NoError(t, err)
+	require.ErrorIs(t, x.Scan(3+blocks.Spare, nil, 0, nil), delta.ErrLimit)
+	src := blocks.Sources{Blob: bytes.NewReader(blob)}
+	dst := make([]byte, 64<<10)
+	require.ErrorIs(t, x.Build(-1, src, dst), delta.ErrFormat)
+	require.ErrorIs(t, x.Build(x.Frames(), src, dst), delta.ErrFormat)
+	require.ErrorIs(t, x.Build(0, src, dst[1:]), delta.ErrFormat)
+	require.ErrorIs(t, x.Build(1, src, dst), delta.ErrBase, "what stands before the frame is not there")
+	src.Done = bytes.NewReader(want)
+	require.NoError(t, x.Build(1, src, dst))
+	require.ErrorIs(t, x.Scan(blocks.Running, src.Done.(io.ReaderAt), 10, nil), delta.ErrLimit)
+	src.Check = func(int64, []byte) bool { return false }
+	require.ErrorIs(t, x.Build(1, src, dst), delta.ErrFormat, "an image that is not the manifest's")
+	src = blocks.Sources{Blob: failing{bytes.NewReader(blob), 0}, Done: src.Done}
+	err = x.Build(1, src, dst)
+	require.ErrorIs(t, err, errMedium)
+	require.False(t, known(err))
+}
+
+// Whatever stands in a blob, with sums that are right, it costs no panic, no more memory than
+// agreed, and what an old slot lacks is not invented.
+func FuzzIndex(f *testing.F) {
+	want := system(25, 150000, 512)
+	f.Add(encode(f, want, small))
+	f.Add(encode(f, append(want[:70000:70000], want[:70000]...), small))
+	f.Add(container(bytes.Repeat([]byte{7}, 1024)))
+	f.Fuzz(func(t *testing.T, blob []byte) {
+		if len(blob) < blocks.HeaderSize {
+			return
+		}
+		blob = reseal(blob, func([]byte) {})
+		size := int64(binary.LittleEndian.Uint64(blob[16:]))
+		x, err := blocks.Open(bytes.NewReader(blob), int64(len(blob)), blocks.Limits{Memory: plenty, Size: size})
+		if err != nil {
+			require.True(t, known(err), "%v", err)
+			return
+		}
+		old := bytes.NewReader(want)
+		require.NoError(t, x.Scan(blocks.Running, old, int64(len(want)), nil))
+		dst := make([]byte, blocks.MaxFrame)
+		for i := range min(x.Frames(), 20) {
+			_, n := x.Frame(i)
+			if err := x.Build(i, blocks.Sources{Blob: bytes.NewReader(blob), Running: old, Done: old}, dst[:n]); err != nil {
+				require.True(t, known(err), "%v", err)
+			}
+		}
+	})
+}
+
+// Whatever a unit holds, unpacking it costs no panic.
+func FuzzUnit(f *testing.F) {
+	f.Add([]byte{1 << 3, 7, 1, 0x54, 5, 10, 20, 0xff, 0xff, 0xff})
+	f.Add(bytes.Repeat([]byte{7}, 1024))
+	f.Fuzz(func(t *testing.T, unit []byte) {
+		if len(unit) == 0 || len(unit) > 1024 {
+			return
+		}
+		out, err := fetchAll(container(unit), 1024)
+		if err != nil {
+			require.ErrorIs(t, err, delta.ErrFormat)
+			return
+		}
+		require.Len(t, out, 1024)
+	})
+}
