@@ -3,11 +3,12 @@ package mkdelta
 import (
 	"bytes"
 	"cmp"
-	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/elfplan"
@@ -17,9 +18,11 @@ import (
 )
 
 const (
-	// pieceLimit bounds the content of a piece, so that a device needs little memory for
-	// one. It is that of a zstd block.
-	pieceLimit = 128 << 10
+	// pieceLimit bounds the content of a piece, so that a device needs little memory for one.
+	pieceLimit = 256 << 10
+
+	// streamLimit bounds what a stream that is packed as a whole unpacks to, with its matches.
+	streamLimit = 768 << 10
 
 	// packedLimit bounds what a compressed file may unpack to.
 	packedLimit = 1 << 30
@@ -33,39 +36,27 @@ type spool struct {
 	end int64
 }
 
-func (s *spool) add(parts ...[]byte) (at int64, err error) {
-	at = s.end
-	for _, b := range parts {
+// keep writes the plain form of a piece, and the mask of its content.
+func (s *spool) keep(p *packed, mask []byte, plain ...[]byte) error {
+	p.plain, p.plainAt = s, s.end
+	for _, b := range append(plain, mask) {
 		if _, err := s.WriteAt(b, s.end); err != nil {
-			return 0, fmt.Errorf("write temporary file: %w", err)
+			return fmt.Errorf("write temporary file: %w", err)
 		}
 		s.end += int64(len(b))
 	}
-	return at, nil
+	p.maskAt = s.end - int64(len(mask))
+	return nil
 }
 
-// found is a piece as a scan finds it. The slices are the scan's.
-type found struct {
-	packed
-	content []byte // what it unpacks to
-	mask    []byte // of that
-	matches []byte // what follows the content in the plain form
-}
-
-// pieces finds what is compressed in both images, and pairs it by content.
+// pieces finds what is compressed in both images, and pairs it.
 func (s *survey) pieces(ctx context.Context, o Options) error {
-	anchors := map[uint64]int32{}
-	err := s.base.scan(ctx, maskArchive, func(f *found) error {
-		f.plain = nil
-		for h := range anchorsOf(f.mask) {
-			if _, known := anchors[h]; !known {
-				anchors[h] = int32(len(s.old))
-			}
-		}
-		s.old = append(s.old, f.packed)
-		return nil
-	})
-	if err != nil || len(s.old) == 0 {
+	old, err := s.base.compressed(ctx)
+	if err != nil || len(old) == 0 {
+		return err
+	}
+	fresh, err := s.fresh.compressed(ctx)
+	if err != nil {
 		return err
 	}
 	file, err := temporary(o.TempDir)
@@ -73,29 +64,169 @@ func (s *survey) pieces(ctx context.Context, o Options) error {
 		return err
 	}
 	s.spool = &spool{File: file}
-	err = s.fresh.scan(ctx, s.unpacked, func(f *found) error {
+	names, anchors := map[string]*compressed{}, map[uint64]int32{}
+	for _, f := range old {
+		names[rootless(f.path)] = f
+		s.oldStreams(f, anchors)
+	}
+	for _, f := range fresh {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := errors.Join(s.streams(f, anchors), s.frames(f, names[rootless(f.path)])); err != nil {
+			return fmt.Errorf("%s: %w", f.path, err)
+		}
+	}
+	slices.SortFunc(s.new, func(a, b packed) int { return cmp.Compare(a.at, b.at) })
+	return nil
+}
+
+// compressed is a file that holds compressed data.
+type compressed struct {
+	path    string
+	where   []elfplan.Extent
+	frames  []recodescan.Frame // of zstd; offsets count from start
+	start   int64
+	streams []recodescan.DeflateStream
+}
+
+// compressed looks into the files that are stored as they are.
+func (p *picture) compressed(ctx context.Context) ([]*compressed, error) {
+	var all []*compressed
+	for _, f := range p.files.Files {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if strings.Contains(f.Path, "//") || f.Size > packedLimit {
+			continue
+		}
+		b, where := p.content(f)
+		c := &compressed{path: f.Path, where: where, start: archived(b)}
+		if b := b[c.start:]; recodescan.IsZstd(b) {
+			c.frames = recodescan.Zstd(b, packedLimit)
+		} else {
+			c.streams = recodescan.Deflate(b, streamLimit)
+		}
+		if len(c.frames)+len(c.streams) > 0 {
+			all = append(all, c)
+		}
+	}
+	return all, nil
+}
+
+// archived is where the compressed archive of an initramfs begins, behind the one with the
+// microcode; 0 in all other files.
+func archived(b []byte) int64 {
+	if !bytes.HasPrefix(b, []byte("07070")) {
+		return 0
+	}
+	end := bytes.Index(b, []byte("TRAILER!!!"))
+	if end < 0 {
+		return 0
+	}
+	for end += len("TRAILER!!!"); end < len(b) && b[end] == 0; end++ {
+	}
+	return int64(end)
+}
+
+// stream takes a deflate stream apart, if that gives one piece.
+func (c *compressed) stream(s *recodescan.DeflateStream) (packed, *recode.DeflatePiece) {
+	pieces, err := s.Pieces(true, streamLimit)
+	if err != nil || len(pieces) != 1 || !pieces[0].Alone {
+		return packed{}, nil
+	}
+	d := &pieces[0]
+	at := place(c.where, c.start+int64(s.Offset+d.Offset), int64(d.Length))
+	if at < 0 {
+		return packed{}, nil
+	}
+	return packed{
+		at: at, length: int64(d.Length), kind: recode.Deflate, expand: d.Params, pack: d.Params,
+		expanded: len(d.Plain), size: len(d.Plain), content: d.Body,
+	}, d
+}
+
+// oldStreams notes the deflate streams of an old file by their content.
+func (s *survey) oldStreams(f *compressed, anchors map[uint64]int32) {
+	for i := range f.streams {
+		p, d := f.stream(&f.streams[i])
+		if d == nil {
+			continue
+		}
+		for h := range anchorsOf(unpackedPicture(d.Plain[:d.Body]).masks().mask) {
+			if _, known := anchors[h]; !known {
+				anchors[h] = int32(len(s.old))
+			}
+		}
+		s.old = append(s.old, p)
+	}
+}
+
+// streams tells the deflate streams of a new file from old ones of similar content.
+func (s *survey) streams(f *compressed, anchors map[uint64]int32) error {
+	for i := range f.streams {
+		p, d := f.stream(&f.streams[i])
+		if d == nil {
+			continue
+		}
+		mask, address := s.unpacked(d.Plain[:d.Body])
 		votes := map[int]int{}
-		for h := range anchorsOf(f.mask) {
+		for h := range anchorsOf(mask) {
 			if k, known := anchors[h]; known {
 				votes[int(k)]++
 			}
 		}
-		if f.like = elected(votes); len(f.like) == 0 {
-			return nil // nothing to tell it from: it stays as it is
+		if p.like = elected(votes); len(p.like) == 0 {
+			continue // nothing to tell it from: it stays as it is
 		}
-		f.plain = s.spool
-		var err error
-		if f.plainAt, err = s.spool.add(f.content, f.matches); err != nil {
+		p.address = address
+		if err := s.spool.keep(&p, mask, d.Plain); err != nil {
 			return err
 		}
-		if f.maskAt, err = s.spool.add(f.mask); err != nil {
-			return err
-		}
-		s.new = append(s.new, f.packed)
+		s.new = append(s.new, p)
+	}
+	return nil
+}
+
+// frames tells the zstd frames of a new file from those of the old file.
+func (s *survey) frames(f, old *compressed) error {
+	if old == nil {
 		return nil
-	})
-	slices.SortFunc(s.new, func(a, b packed) int { return cmp.Compare(a.at, b.at) })
-	return err
+	}
+	var coder recode.Coder
+	for i := range min(len(f.frames), len(old.frames)) {
+		frame, before := &f.frames[i], &old.frames[i]
+		mask, address := s.unpacked(frame.Content)
+		pair := recodescan.NewPair(before, frame)
+		for _, q := range frame.Pieces(pieceLimit) {
+			at := place(f.where, f.start+int64(q.Offset), int64(q.Length))
+			told, err := pair.Foresee(q)
+			if at < 0 || err != nil {
+				continue // it stays as it is
+			}
+			from := place(old.where, old.start+int64(told.OldOffset), int64(told.OldLength))
+			if from < 0 {
+				continue
+			}
+			matches := make([]byte, told.Old)
+			src := s.base.bytes[from : from+int64(told.OldLength)]
+			if n, err := coder.Expand(recode.ZstdMatches, told.Expand, src, matches); err != nil || n != told.Old {
+				return fmt.Errorf("old matches: %d bytes, not %d: %w", n, told.Old, err)
+			}
+			start, end := q.ContentOffset, q.ContentOffset+q.ContentLength
+			p := packed{
+				at: at, length: int64(q.Length), kind: recode.ZstdMatches, pack: told.Pack,
+				size: q.ContentLength + told.Old + len(told.Extra), content: q.ContentLength, copied: told.Old,
+				address: address + int64(start), like: []int{len(s.old)},
+			}
+			if err := s.spool.keep(&p, mask[start:end], frame.Content[start:end], matches, told.Extra); err != nil {
+				return err
+			}
+			s.old = append(s.old, packed{at: from, length: int64(told.OldLength), kind: recode.ZstdMatches, expand: told.Expand, expanded: told.Old})
+			s.new = append(s.new, p)
+		}
+	}
+	return nil
 }
 
 // elected returns the pieces with the most votes, in the order of the image.
@@ -138,33 +269,6 @@ func anchorsOf(b []byte) func(func(uint64) bool) {
 	}
 }
 
-// scan hands out what is compressed in files, as far as it lies in one piece.
-func (p *picture) scan(ctx context.Context, unpacked func([]byte) ([]byte, int64), hand func(*found) error) error {
-	for _, f := range p.files.Files {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if strings.Contains(f.Path, "//") || f.Size > packedLimit {
-			continue
-		}
-		b, where := p.content(f)
-		for _, skip := range starts(b) {
-			for _, scan := range []func([]byte, func([]byte) ([]byte, int64), func(*found) error) error{scanZstd, scanGzip} {
-				err := scan(b[skip:], unpacked, func(f *found) error {
-					if f.at = place(where, f.at+int64(skip), f.length); f.at < 0 {
-						return nil
-					}
-					return hand(f)
-				})
-				if err != nil {
-					return fmt.Errorf("%s: %w", f.Path, err)
-				}
-			}
-		}
-	}
-	return nil
-}
-
 // place returns where a stretch of a file lies in the image, or -1 if it is scattered.
 func place(where []elfplan.Extent, at, length int64) int64 {
 	for _, e := range where {
@@ -175,102 +279,22 @@ func place(where []elfplan.Extent, at, length int64) int64 {
 	return -1
 }
 
-// starts returns where a compressed stream may begin: at the beginning of a file, or in an
-// initramfs behind the archive with the microcode.
-func starts(b []byte) []int {
-	if !bytes.HasPrefix(b, []byte("07070")) {
-		return []int{0}
-	}
-	end := bytes.Index(b, []byte("TRAILER!!!"))
-	if end < 0 {
-		return nil
-	}
-	for end += len("TRAILER!!!"); end < len(b) && b[end] == 0; end++ {
-	}
-	return []int{end}
-}
-
-func scanZstd(b []byte, unpacked func([]byte) ([]byte, int64), hand func(*found) error) error {
-	var coder recode.Coder
-	for _, frame := range recodescan.Zstd(b, packedLimit) {
-		mask, address := unpacked(frame.Content)
-		for _, p := range frame.Pieces(pieceLimit) {
-			m := make([]byte, p.Matches.Plain)
-			if _, err := coder.Expand(recode.Zstd, p.Matches.Expand, b[p.Offset:p.Offset+p.Length], m); err != nil {
-				return err
-			}
-			from, to := p.ContentOffset, p.ContentOffset+p.ContentLength
-			err := hand(&found{
-				packed: packed{
-					at: int64(p.Offset), length: int64(p.Length), kind: recode.Zstd,
-					expand: p.Matches.Expand, pack: p.Matches.Pack, expanded: p.Matches.Plain,
-					size: p.ContentLength + len(m), content: p.ContentLength, address: address + int64(from),
-				},
-				content: frame.Content[from:to], mask: mask[from:to], matches: m,
-			})
-			if err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// scanGzip finds the first member of a gzip file (RFC 1952).
-func scanGzip(b []byte, unpacked func([]byte) ([]byte, int64), hand func(*found) error) error {
-	r := bytes.NewReader(b)
-	if _, err := gzip.NewReader(byteReader{r}); err != nil {
-		return nil
-	}
-	start := len(b) - r.Len()
-	pieces, _, err := recode.SplitDeflate(b[start:], true, 2*pieceLimit, packedLimit)
-	if err != nil {
-		return nil // no deflate that can be taken apart
-	}
-	content := make([]byte, 0, len(b))
-	for _, p := range pieces {
-		content = append(content, p.Plain[:p.Body]...)
-	}
-	mask, address := unpacked(content)
-	if len(pieces) > 1 {
-		return nil // only the first could be expanded by itself
-	}
-	for _, p := range pieces {
-		err := hand(&found{
-			packed: packed{
-				at: int64(start + p.Offset), length: int64(p.Length), kind: recode.Deflate,
-				expand: p.Params, pack: p.Params, expanded: len(p.Plain),
-				size: len(p.Plain), content: p.Body, address: address,
-			},
-			content: p.Plain[:p.Body], mask: mask[:p.Body], matches: p.Plain[p.Body:],
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// byteReader keeps gzip from reading ahead of the header.
-type byteReader struct{ *bytes.Reader }
-
-// maskArchive masks the executables of a cpio archive, or one that stands alone.
-func maskArchive(b []byte) ([]byte, int64) {
-	p := unpackedPicture(b)
-	for _, f := range p.files.Files {
-		if e, ok := p.executable(f); ok {
-			p.masked(e)
-		}
-	}
-	return p.mask, 0
-}
-
 func unpackedPicture(b []byte) picture {
 	p := picture{bytes: b, mask: bytes.Clone(b)}
 	p.files, _ = files.List(bytes.NewReader(b), int64(len(b)))
 	if p.files.Kind == files.None && bytes.HasPrefix(b, []byte("\x7fELF")) {
 		n := int64(len(b))
 		p.files.Files = []files.File{{Size: n, Extents: []files.Extent{{Size: n, Length: n, Plain: n}}}}
+	}
+	return p
+}
+
+// masks masks the executables.
+func (p picture) masks() picture {
+	for _, f := range p.files.Files {
+		if e, ok := p.executable(f); ok {
+			p.masked(e)
+		}
 	}
 	return p
 }
@@ -285,6 +309,11 @@ func (s *survey) unpacked(b []byte) (mask []byte, address int64) {
 	address = unpackedAddress + s.addresses
 	s.addresses += int64(len(b))
 	for _, f := range p.files.Files {
+		if k, ok := s.freshByName[rootless(f.Path)]; ok {
+			for _, e := range f.Extents {
+				s.members = append(s.members, member{address + e.Offset, address + e.Offset + e.Size, k, e.Logical})
+			}
+		}
 		e, ok := p.executable(f)
 		if !ok {
 			continue
@@ -301,6 +330,37 @@ func (s *survey) unpacked(b []byte) (mask []byte, address int64) {
 		s.pairs = append(s.pairs, elfplan.Pair{Old: s.executable[k], New: e})
 	}
 	return p.mask, address
+}
+
+// member is a stretch of unpacked content that a file of the new image holds as well.
+type member struct {
+	start, end int64 // addresses
+	file       int   // of the new image
+	logical    int64 // where in the file it begins
+}
+
+// partsOf says which files the content from an address on comes from.
+func (s *survey) partsOf(address int64, n int) []part {
+	var all []part
+	done := 0
+	first := sort.Search(len(s.members), func(i int) bool { return s.members[i].end > address })
+	for _, m := range s.members[first:] {
+		start, end := int(max(m.start-address, int64(done))), int(min(m.end-address, int64(n)))
+		if start >= n {
+			break
+		}
+		if done < start {
+			all = append(all, part{start: done, end: start, file: -1})
+		}
+		if start < end {
+			all = append(all, part{start: start, end: end, file: m.file, logical: m.logical + address + int64(start) - m.start})
+			done = end
+		}
+	}
+	if done < n {
+		all = append(all, part{start: done, end: n, file: -1})
+	}
+	return all
 }
 
 // rootless is a path without version numbers and the usr that some systems have and others have not.

@@ -19,6 +19,7 @@ type packed struct {
 	pack       []byte // parameters of Pack
 	size       int    // bytes of the plain form, which Pack wants
 	content    int    // of which so many at the beginning are the content
+	copied     int    // and so many behind it what its one old piece expands to
 	expanded   int    // bytes that Expand makes
 	plain      *spool
 	plainAt    int64
@@ -69,14 +70,15 @@ func (w *worker) compressed(p *packed, frame, end int64) error {
 	if n, err := p.plain.ReadAt(w.mask, p.maskAt); n != len(w.mask) {
 		return fmt.Errorf("read temporary file: %w", err)
 	}
+	expansion := w.expanded[h.from:h.to]
+	w.take(&h, w.unpacked(&h, w.mask, 0, frame, expansion), h.start)
 	body := h.start + p.content
-	found := w.matcher.unpacked(w.mask, frame+int64(h.start), frame)
-	local := newIndex(w.expanded[h.from:h.to], 4)
-	if own := local.expanded(w.plain[h.start:body], 0); covered(own) > covered(found) {
-		found = own
+	if p.copied > 0 {
+		// The matches of the old piece, whole, from the beginning of its expansion.
+		h.segments = append(h.segments, segment{start: body, end: body + p.copied, space: delta.SpaceExpanded, at: -int64(p.content)})
+		body += p.copied
 	}
-	w.take(&h, found, h.start)
-	w.take(&h, local.expanded(w.plain[body:h.end], p.content), body)
+	w.take(&h, w.unpacked(&h, w.plain[body:h.end], body-h.start, frame, expansion), body)
 	if err := w.predicted(&h, frame); err != nil {
 		return err
 	}
@@ -219,22 +221,21 @@ func (w *worker) recoding() (workspace int) {
 	return workspace
 }
 
-// expanded matches bytes that begin at start of a piece with what the piece is told from.
-func (ix *index) expanded(b []byte, start int) []segment {
-	found := ix.match(b, int64(start))
+// unpacked matches bytes that begin at start of a piece, with displacements as they stand in a patch.
+// What follows the content is of no file; that its addresses may be those of the content behind it does no harm.
+func (w *worker) unpacked(h *stretch, b []byte, start int, frame int64, expansion []byte) []segment {
+	if len(b) == 0 {
+		return nil
+	}
+	here := frame + int64(h.start+start)
+	found := w.matcher.matchPlain(b, here, frame, w.survey.partsOf(h.address+int64(start), len(b)), expansion)
 	for i := range found {
-		if !found[i].zero {
-			found[i].space = delta.SpaceExpanded
+		if s := &found[i]; !s.zero && s.space == delta.SpaceExpanded {
+			// Those of the expansion count from the beginning of the piece.
+			s.at += here - int64(start)
 		}
 	}
 	return found
-}
-
-func covered(all []segment) (n int) {
-	for _, s := range all {
-		n += s.end - s.start
-	}
-	return n
 }
 
 func zigzag(v int64) uint64 { return uint64(v<<1) ^ uint64(v>>63) }

@@ -56,8 +56,7 @@ func TestPlanPairs(t *testing.T) {
 	module, library := noise(700_000), noise(900_000)
 	old := ext4(t, map[string][]byte{"a": noise(300_000), "lib/modules/6.1.0-50/x.ko": module, "z/libx.so.1.2.3": library})
 	fresh := ext4(t, map[string][]byte{"a": noise(1_500_000), "z/6.1.0/blob": noise(500_000), "lib/modules/6.1.0-56/x.ko": changed(module), "z/libx.so.1.2.4": changed(library)})
-	p, err := newPlan(t.Context(), old, image(fresh), Options{Workers: 1})
-	require.NoError(t, err)
+	p := planOf(t, old, fresh)
 	require.Equal(t, files.Ext4, p.newFiles.Kind)
 
 	covered := map[string]int64{}
@@ -86,8 +85,7 @@ func TestPlanVotes(t *testing.T) {
 	text := file(r, 60_000)
 	old := ext4(t, map[string][]byte{"first": file(r, 50_000), "usr/share/thing": text, "last": file(r, 50_000)})
 	fresh := ext4(t, map[string][]byte{"first": file(r, 90_000), "opt/renamed": append(file(r, 1234), text[:50_000]...)})
-	p, err := newPlan(t.Context(), old, image(fresh), Options{Workers: 1})
-	require.NoError(t, err)
+	p := planOf(t, old, fresh)
 	for _, pair := range p.pairs {
 		if p.newFiles.Files[pair.New].Path == "opt/renamed" {
 			require.GreaterOrEqual(t, pair.Old, 0)

@@ -142,6 +142,10 @@ func (s *survey) executables() {
 			}
 		}
 	}
+	s.freshByName = map[string]int{}
+	for i, f := range s.fresh.files.Files {
+		s.freshByName[rootless(f.Path)] = i
+	}
 	for _, p := range pairFiles(s.base.files, s.fresh.files, func(files.File) int { return -1 }) {
 		e, ok := s.fresh.executable(s.fresh.files.Files[p.New])
 		if !ok {
