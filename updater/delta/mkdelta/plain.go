@@ -222,13 +222,16 @@ func (w *worker) recoding() (workspace int) {
 }
 
 // unpacked matches bytes that begin at start of a piece, with displacements as they stand in a patch.
-// What follows the content is of no file; that its addresses may be those of the content behind it does no harm.
 func (w *worker) unpacked(h *stretch, b []byte, start int, frame int64, expansion []byte) []segment {
 	if len(b) == 0 {
 		return nil
 	}
 	here := frame + int64(h.start+start)
-	found := w.matcher.matchPlain(b, here, frame, w.survey.partsOf(h.address+int64(start), len(b)), expansion)
+	parts := []part{{start: 0, end: len(b), file: -1}}
+	if start == 0 {
+		parts = w.survey.partsOf(h.address, len(b))
+	}
+	found := w.matcher.matchPlain(b, here, frame, parts, expansion)
 	for i := range found {
 		if s := &found[i]; !s.zero && s.space == delta.SpaceExpanded {
 			// Those of the expansion count from the beginning of the piece.

@@ -31,8 +31,11 @@ type survey struct {
 	executable map[int]elfplan.File // of the old image, by file
 	byName     map[string]int       // the files that these are, by path without versions
 	pairs      []elfplan.Pair
-	addresses  int64  // given to unpacked content
-	spool      *spool // plain forms of the new pieces
+	addresses  int64 // given to unpacked content
+
+	freshByName map[string]int // files of the new image
+	members     []member       // by address
+	spool       *spool         // plain forms of the new pieces
 }
 
 // picture is an image in memory, and its mask: the same bytes, but with the addresses
