@@ -11,7 +11,7 @@ type Run struct {
 // Sight is a field that was found, for an encoder to learn from.
 type Sight struct {
 	Pos    int // in plain
-	Width  int // in bytes; 0: the instructions at Pos and Low, see Target
+	Width  int // in bytes; 0: the instructions at Pos and, if it is not -1, at Low
 	Low    int // the instruction that completes the address, for ADRP and MOVW; else -1
 	Region int
 	Map    int

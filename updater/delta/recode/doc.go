@@ -38,6 +38,10 @@ const (
 	// of the new blocks from them. Expand followed by Pack is not the identity here.
 	ZstdMatches Kind = 3
 
+	// ZstdContent is Expand only: the blocks at the beginning of a frame become
+	// their content, which serves where frames are as small as those of squashfs.
+	ZstdContent Kind = 4
+
 	// Deflate is a run of deflate blocks (RFC 1951).
 	Deflate Kind = 2
 
@@ -73,9 +77,12 @@ type Coder struct {
 // spoilt.
 func (c *Coder) Expand(kind Kind, params, src, dst []byte) (int, error) {
 	switch kind {
-	case Zstd, ZstdMatches:
+	case Zstd, ZstdMatches, ZstdContent:
 		if c.zstd == nil {
 			c.zstd = new(zstdCoder)
+		}
+		if kind == ZstdContent {
+			return c.zstd.expandContent(params, src, dst)
 		}
 		return c.zstd.expand(kind, params, src, dst)
 	case Deflate:

@@ -106,6 +106,8 @@ func TestZstdDamage(t *testing.T) {
 		if blocks != nil {
 			_, err := c.Expand(recode.Zstd, expand, blocks, room)
 			requireClass(t, err)
+			_, err = c.Expand(recode.ZstdContent, expand, blocks, room)
+			requireClass(t, err)
 			return
 		}
 		_, err := c.Pack(recode.Zstd, pack, plain, room)
@@ -153,8 +155,10 @@ func FuzzZstdExpand(f *testing.F) {
 	f.Fuzz(func(t *testing.T, params, src []byte) {
 		var c recode.Coder
 		room := make([]byte, 1<<20)
-		_, err := c.Expand(recode.Zstd, params, src, room)
-		requireClass(t, err)
+		for _, kind := range []recode.Kind{recode.Zstd, recode.ZstdMatches, recode.ZstdContent} {
+			_, err := c.Expand(kind, params, src, room)
+			requireClass(t, err)
+		}
 		if _, err := recode.ScanZstd(src); err != nil {
 			require.ErrorIs(t, err, recode.ErrFormat)
 		}

@@ -32,6 +32,10 @@ func (f *file) btf(s *section) bool {
 	s.kind, s.walk, s.maps = predictTypes, true, [4]string{kernelTypes, kernelNames, "own types", "own names"}
 	s.text = text
 	types := f.types(s)
+	s.starts = make([]uint32, len(types))
+	for i, t := range types {
+		s.starts[i] = uint32(t.off - s.off)
+	}
 	// The last name is the highest, and somebody uses it.
 	lastName := uint64(bytes.LastIndexByte(text[:len(text)-1], 0) + 1)
 	var top uint64
@@ -58,26 +62,31 @@ func (f *file) btf(s *section) bool {
 // types walks over a type section.
 func (f *file) types(s *section) (types []btfType) {
 	for off := s.off; off+12 <= s.off+s.size; {
-		info := binary.LittleEndian.Uint32(f.data[off+4:])
-		t := btfType{off: off, kind: int(info >> 24 & 0x1f), size: 12}
-		if t.kind < 20 {
-			t.size += btfOnce[t.kind] + int(info&0xffff)*btfEach[t.kind]
-		}
+		t := f.typeAt(s, off)
 		types = append(types, t)
 		off += int64(t.size)
 	}
 	return types
 }
 
-// frameEntries walks over .eh_frame.
-func (f *file) frameEntries(s *section) (types []btfType) {
-	for off := s.off; off+8 <= s.off+s.size; {
-		size := int64(binary.LittleEndian.Uint32(f.data[off:]))
+func (f *file) typeAt(s *section, off int64) btfType {
+	info := binary.LittleEndian.Uint32(f.data[off+4:])
+	t := btfType{off: off, kind: int(info >> 24 & 0x1f), size: 12}
+	if t.kind < 20 {
+		t.size += btfOnce[t.kind] + int(info&0xffff)*btfEach[t.kind]
+	}
+	return t
+}
+
+// frameEntries returns where entries of .eh_frame begin.
+func (f *file) frameEntries(s *section) (starts []uint32) {
+	for off := int64(0); off+8 <= s.size; {
+		size := int64(binary.LittleEndian.Uint32(f.data[s.off+off:]))
 		if size < 4 || size > s.size {
 			break
 		}
-		types = append(types, btfType{off: off, size: int(size) + 4})
+		starts = append(starts, uint32(off))
 		off += size + 4
 	}
-	return types
+	return starts
 }

@@ -16,7 +16,8 @@ type section struct {
 	layout layout
 	maps   [4]string // names of the maps
 	a      uint64    // for fields that count from a base
-	walk   bool      // regions begin where an entry does
+	walk   bool      // regions begin where an entry does, which have no fixed size:
+	starts []uint32  // where, from off on
 	split  [2]uint64 // BTF: the first own type, the first own name
 	text   []byte    // BTF: the own names
 }
@@ -155,6 +156,7 @@ func (f *file) add(i int, s *elf.Section) {
 		}
 	case s.Name == ".eh_frame" && !f.rel:
 		out.kind, out.maps, out.walk = predictFrames, addr, true
+		out.starts = f.frameEntries(&out)
 	case s.Name == ".eh_frame_hdr" && !f.rel && s.Size > 12 && bytes.HasPrefix(f.data[s.Offset:], []byte{1, 0x1b, 3, 0x3b}):
 		out.maps, out.a = addr, s.Addr
 		out.off, out.size, out.addr = out.off+12, out.size-12, out.addr+12

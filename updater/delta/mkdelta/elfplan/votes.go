@@ -13,7 +13,7 @@ type ballot struct {
 }
 
 // stepCost is what a step of a map has to save, in fields that are predicted right.
-const stepCost = 3
+const stepCost = 1.5
 
 // fit returns the steps that predict the votes at the least cost: a wrong
 // prediction costs 1, a step stepCost. This is Viterbi's algorithm with shifts as

@@ -24,7 +24,8 @@ type Frame struct {
 	Content []byte // what it unpacks to
 	Blocks  *recode.ZstdBlocks
 
-	data []byte // the blocks
+	data  []byte // the blocks
+	frame []byte // with header and checksum
 }
 
 // Zstd returns the zstd frames at the beginning of file, one behind the other
@@ -66,6 +67,7 @@ func Zstd(file []byte, limit int) []Frame {
 			break
 		}
 		f.data = file[f.Offset : f.Offset+f.Length]
+		f.frame = file[at:end]
 		frames = append(frames, f)
 		at = end
 	}

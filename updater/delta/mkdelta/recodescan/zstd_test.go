@@ -12,6 +12,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/updater/delta/recode"
 )
 
 // corpora are contents that make encoders use each kind of block and table.
@@ -124,4 +126,58 @@ func TestManyFrames(t *testing.T) {
 	content := append(bytes.Clone(all["small"]), all["text"]...)
 	whole(t, file, content, 1<<20)
 	whole(t, append(file, "trailing bytes"...), content, 1<<20)
+}
+
+// The device's own decoder, for small frames, says what the Go decoder says.
+func TestContent(t *testing.T) {
+	var c recode.Coder
+	for name, content := range corpora(t) {
+		for level := zstd.SpeedFastest; level <= zstd.SpeedBestCompression; level++ {
+			e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1))
+			require.NoError(t, err)
+			for _, f := range Zstd(e.EncodeAll(content, nil), 1<<30) {
+				out := make([]byte, len(content))
+				n, err := c.Expand(recode.ZstdContent, []byte{0}, f.data, out)
+				require.NoError(t, err, name)
+				require.True(t, bytes.Equal(content, out[:n]), name)
+				if n > 0 {
+					_, err = c.Expand(recode.ZstdContent, []byte{0}, f.data, out[:n-1])
+					require.ErrorIs(t, err, recode.ErrRoom)
+				}
+			}
+		}
+	}
+}
+
+// Every block of a squashfs image comes back, from its tokens and from its
+// content and matches.
+func TestSquashfs(t *testing.T) {
+	bin := tool(t, "mksquashfs")
+	dir := t.TempDir()
+	for name, content := range corpora(t) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, strings.ReplaceAll(name, " ", "-")), content, 0o600))
+	}
+	image := filepath.Join(t.TempDir(), "image")
+	out, err := exec.Command(bin, dir, image, "-comp", "zstd", "-quiet", "-no-progress", "-processors", "1").CombinedOutput()
+	require.NoError(t, err, string(out))
+	data, err := os.ReadFile(image)
+	require.NoError(t, err)
+	var c recode.Coder
+	found := 0
+	for at := 0; at < len(data); at++ {
+		if !IsZstd(data[at:]) {
+			continue
+		}
+		if frames := Zstd(data[at:min(len(data), at+1<<20)], 1<<20); len(frames) > 0 {
+			f := frames[0]
+			whole(t, f.frame, f.Content, 1<<20)
+			room := make([]byte, len(f.Content))
+			n, err := c.Expand(recode.ZstdContent, []byte{0}, f.data, room)
+			require.NoError(t, err)
+			require.True(t, bytes.Equal(f.Content, room[:n]))
+			found += n
+			at += len(f.frame) - 1
+		}
+	}
+	require.Greater(t, found, 3<<20)
 }
