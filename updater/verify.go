@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/partition"
@@ -149,7 +148,7 @@ type payload struct {
 func (u *Updater) choose(rel release, o Options) ([]payload, error) {
 	var chosen []payload
 	for _, img := range rel.m.Images {
-		best, err := u.chooseOne(img, o)
+		best, err := u.chooseOne(img, o, false)
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", img.Name, err)
 		}
@@ -159,13 +158,8 @@ func (u *Updater) choose(rel release, o Options) ([]payload, error) {
 	return chosen, nil
 }
 
-// withoutDeltas is the image as a release has it that was made for no base.
-func withoutDeltas(img manifest.Image) manifest.Image {
-	img.Payloads = slices.DeleteFunc(slices.Clone(img.Payloads), func(p manifest.Payload) bool { return p.Kind == manifest.KindDelta })
-	return img
-}
-
-func (u *Updater) chooseOne(img manifest.Image, o Options) (payload, error) {
+// chooseOne picks for one image. A base that has rotted is none.
+func (u *Updater) chooseOne(img manifest.Image, o Options, rotten bool) (payload, error) {
 	var best *payload
 	var deltas, tooBig int
 	for _, offer := range img.Payloads {
@@ -174,7 +168,7 @@ func (u *Updater) chooseOne(img manifest.Image, o Options) (payload, error) {
 		case manifest.KindFull:
 		case manifest.KindDelta:
 			deltas++
-			if p.base = u.base(img, offer.Base); p.base == nil {
+			if p.base = u.base(img, offer.Base); p.base == nil || rotten {
 				continue
 			}
 		default:
@@ -194,7 +188,7 @@ func (u *Updater) chooseOne(img manifest.Image, o Options) (payload, error) {
 	case best == nil:
 		return payload{}, ErrNoDelta
 	case best.Kind == manifest.KindFull && deltas > 0 && o.Full != transport.FullGo && img.Type == manifest.TypeSlot:
-		return payload{}, fmt.Errorf("%w: %s in slot %s is the base of none, and policy does not allow %d bytes in full", ErrNoDelta, u.running.Manifest.Version, u.running.Slot, best.Blob.Size)
+		return payload{}, fmt.Errorf("%w: %s in slot %s is no base, and policy does not allow %d bytes in full", ErrNoDelta, u.running.Manifest.Version, u.running.Slot, best.Blob.Size)
 	}
 	u.event("chosen", fmt.Sprintf("%s: %s of %d bytes for %d", img.Name, best.Kind, best.Blob.Size, img.Size))
 	return *best, nil

@@ -43,12 +43,9 @@ func (u *Updater) bring(ctx context.Context, src Source, p payload, o Options) e
 	}
 	base := fmt.Sprintf("%s of %s in slot %s", p.base.Name, u.running.Manifest.Version, u.running.Slot)
 	u.event("damaged", fmt.Sprintf("%s: %v", base, damage))
-	whole, err := u.chooseOne(withoutDeltas(p.image), o)
-	switch {
-	case err != nil:
+	whole, err := u.chooseOne(p.image, o, true)
+	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrBase, base, err)
-	case o.Full != transport.FullGo:
-		return fmt.Errorf("%w: %s: %w, and policy does not allow %d bytes in full", ErrBase, base, ErrNoDelta, whole.Blob.Size)
 	}
 	whole.manifest = p.manifest
 	return u.write(ctx, src, whole)

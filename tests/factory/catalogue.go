@@ -37,20 +37,32 @@ var catalogue = []Item{
 	{Name: "unhealthy", Version: "2.4.0", Sequence: 6, Fault: "unhealthy"},
 	{Name: "other-board", Version: "2.5.0", Sequence: 7, OtherBoard: true},
 	{Name: "unsigned", Version: "2.6.0", Sequence: 8, Unsigned: true},
-	{Name: "migrates", Version: "3.0.0", Sequence: 9, Schema: manifest.Schema{Version: 2, ReadableFrom: 1, Migrate: "/usr/bin/migrate"},
-		Files: []image.File{{Path: "/usr/bin/migrate", Mode: 0o755, Data: []byte(migrate)}}},
-	{Name: "whole", Version: "3.1.0", Sequence: 10, NoDelta: true},
+	{Name: "migrates", Version: "3.0.0", Sequence: 9, Schema: layout2, Files: []image.File{hook}},
+	{Name: "migrates-unhealthy", Version: "3.0.1", Sequence: 10, Fault: "unhealthy", Schema: layout2, Files: []image.File{hook}},
+	{Name: "whole", Version: "3.1.0", Sequence: 11, NoDelta: true},
 }
 
 // disks are the releases that devices leave the factory with.
 var disks = []string{"one", "two"}
 
-// migrate is a migration of data as a product would ship it: it turns the old
-// file into the new one, and running it twice does no harm.
+// layout2 is data of a later layout than the first releases know, and hook brings it about.
+var (
+	layout2 = manifest.Schema{Version: 2, ReadableFrom: 1, Migrate: "/usr/bin/migrate"}
+	hook    = image.File{Path: "/usr/bin/migrate", Mode: 0o755, Data: []byte(migrate)}
+)
+
+// migrate is a migration of data as a product would ship it (updater/manifest/FORMAT.md):
+// in the trial it makes the new layout beside the old one, which it does not touch, and
+// takes the old one away after the commit. Running it twice does no harm.
 const migrate = `#!/bin/sh
 set -e
-echo "layout 2, was: $(cat /data/app.txt 2>/dev/null)" >/data/app.new
-mv /data/app.new /data/app.txt
+case "$1" in
+prepare)
+	echo "layout 2, was: $(cat /data/app.txt)" >/data/app.2.new
+	mv /data/app.2.new /data/app.2
+	;;
+commit) rm -f /data/app.txt ;;
+esac
 `
 
 func (i Item) policy() mkrelease.Policy {
