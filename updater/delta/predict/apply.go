@@ -122,10 +122,20 @@ func (w *work) put(i int, width uint8, v int64) {
 	}
 }
 
+// saw shows a field, given by its place in b and its slot.
+func (w *work) saw(s Sight) {
+	s.Pos += w.from
+	if s.Low >= 0 {
+		s.Low += w.from
+	}
+	s.Region, s.Map = w.region, int(w.g.maps[s.Map])
+	w.see(s)
+}
+
 // field rewrites the number v at i, which stands for the address t.
 func (w *work) field(slot uint8, i int, width uint8, v int64, t uint64, moved int64) {
 	if w.see != nil {
-		w.see(Sight{Pos: w.from + i, Width: int(width), Low: -1, Region: w.region, Map: int(w.g.maps[slot]), At: t, Value: v, Moved: moved})
+		w.saw(Sight{Pos: i, Width: int(width), Low: -1, Map: int(slot), At: t, Value: v, Moved: moved})
 		return
 	}
 	if shift, ok := w.p.shift(w.g.maps[slot], t); ok && shift != moved {

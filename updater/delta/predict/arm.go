@@ -59,7 +59,7 @@ func (w *work) branch(i int, c uint32, bits uint, ahead uint64) {
 	v := int64(int32(c<<(32-bits))) >> (32 - bits)
 	t := w.addr + uint64(i) + ahead + uint64(v)<<2
 	if w.see != nil {
-		w.see(Sight{Pos: w.from + i, Low: -1, Region: w.region, Map: int(w.g.maps[0]), At: t, Value: v << 2, Moved: w.self})
+		w.saw(Sight{Pos: i, Low: -1, At: t, Value: v << 2, Moved: w.self})
 		return
 	}
 	if shift, ok := w.p.shift(w.g.maps[0], t); ok {
@@ -76,7 +76,7 @@ func (w *work) low(i int, c uint32, r *adrp, scale uint32) {
 	}
 	t := r.page + uint64(c>>10&0xfff)<<scale
 	if w.see != nil {
-		w.see(Sight{Pos: w.from + r.at - 1, Low: w.from + i, Region: w.region, Map: int(w.g.maps[0]), At: t, Value: int64(scale), Moved: w.self})
+		w.saw(Sight{Pos: r.at - 1, Low: i, At: t, Value: int64(scale), Moved: w.self})
 		return
 	}
 	shift, ok := w.p.shift(w.g.maps[0], t)
@@ -162,7 +162,7 @@ func (w *work) far(i int, c, low uint32) {
 	}
 	t := from + uint64(v)
 	if w.see != nil {
-		w.see(Sight{Pos: w.from + i, Low: -1, Region: w.region, Map: int(w.g.maps[0]), At: t, Value: v, Moved: moved})
+		w.saw(Sight{Pos: i, Low: -1, At: t, Value: v, Moved: moved})
 		return
 	}
 	shift, ok := w.p.shift(w.g.maps[0], t)

@@ -29,7 +29,7 @@ func (w *work) frames() {
 func (w *work) back(i int, v int64) {
 	t := w.addr + uint64(i) - uint64(v)
 	if w.see != nil {
-		w.see(Sight{Pos: w.from + i, Width: 4, Low: -1, Region: w.region, Map: int(w.g.maps[0]), At: t, Value: v, Moved: w.self, Negate: true})
+		w.saw(Sight{Pos: i, Width: 4, Low: -1, At: t, Value: v, Moved: w.self, Negate: true})
 		return
 	}
 	if shift, ok := w.p.shift(w.g.maps[0], t); ok {

@@ -201,7 +201,7 @@ func (p *Plan) readLayouts(r *reader) {
 	for range n {
 		l := layout{flags: r.byte(), stride: int32(r.count(math.MaxUint16)), count: uint8(r.count(MaxFields))}
 		if l.stride == 0 || l.flags&^(layoutBase|layoutIndex) != 0 {
-			r.fail("layout of stride %d, flags %#x", l.stride, l.flags)
+			r.fail("layout")
 		}
 		for i := range l.fields[:l.count] {
 			f := &l.fields[i]
@@ -214,7 +214,7 @@ func (p *Plan) readLayouts(r *reader) {
 			}
 			if !wide(f.width) || !wide(f.keyWidth) || f.mode > modeKeyed || f.slot >= slots ||
 				int32(f.offset)+int32(f.width) > l.stride || int32(f.key)+int32(f.keyWidth) > l.stride {
-				r.fail("field %+v in an entry of %d", *f, l.stride)
+				r.fail("field")
 			}
 			l.slots = max(l.slots, f.slot+1)
 		}
@@ -242,7 +242,7 @@ func (p *Plan) readRegions(r *reader) {
 	for i := range p.regions {
 		kind := r.byte()
 		if int(kind) >= KindWords+len(p.layouts) {
-			r.fail("kind %d", kind)
+			r.fail("kind")
 			p.regions = p.regions[:0]
 			return
 		}
@@ -255,14 +255,14 @@ func (p *Plan) readRegions(r *reader) {
 		g.end = g.start
 		end = g.end
 		if g.start > MaxOffset {
-			r.fail("offset %d", g.start)
+			r.fail("offset")
 			return
 		}
 		// The end goes with the start, so that the next gap counts from it.
 		g.end += r.offset()
 		end = g.end
 		if end > MaxOffset {
-			r.fail("offset %d", end)
+			r.fail("offset")
 			return
 		}
 	}
@@ -291,7 +291,7 @@ func (p *Plan) readRegions(r *reader) {
 		for k := range n {
 			m := int64(last[k]) + r.signed()
 			if m < 0 || m >= int64(len(p.common.maps)+len(p.own.maps)) {
-				r.fail("map %d of %d", m, len(p.common.maps)+len(p.own.maps))
+				r.fail("map")
 				return
 			}
 			g.maps[k], last[k] = uint16(m), uint16(m)

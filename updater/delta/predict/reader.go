@@ -11,9 +11,9 @@ type reader struct {
 	err error
 }
 
-func (r *reader) fail(format string, args ...any) {
+func (r *reader) fail(what string) {
 	if r.err == nil {
-		r.err = fmt.Errorf("%w: "+format, append([]any{ErrPlan}, args...)...)
+		r.err = fmt.Errorf("%w: %s", ErrPlan, what)
 	}
 	r.b = nil
 }
@@ -61,7 +61,7 @@ func (r *reader) word() int64 {
 
 func (r *reader) end() {
 	if len(r.b) != 0 {
-		r.fail("%d bytes left over", len(r.b))
+		r.fail("bytes left over")
 	}
 }
 
@@ -73,7 +73,7 @@ func (r *reader) signed() int64 {
 func (r *reader) count(most int) int {
 	v := r.uvarint()
 	if v > uint64(most) {
-		r.fail("%d where at most %d is allowed", v, most)
+		r.fail("number too large")
 		return 0
 	}
 	return int(v)
