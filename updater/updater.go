@@ -293,6 +293,10 @@ func (u *Updater) conclude(result, reason, check, detail string) {
 			return
 		}
 		v := journal.Verdict{Update: *j.Update, Result: result, Ended: u.p.Now().Unix()}
+		if result == transport.Committed {
+			// The count is lost with a journal that could not be written. One it was, if it was a trial.
+			v.Used = max(v.Used, min(v.Tries, 1))
+		}
 		v.Tries = v.Used
 		if v.Reason == "" {
 			v.Reason = reason
