@@ -1,19 +1,22 @@
 // Package mkdelta makes the patches that package delta decodes. It runs on a
 // desk, never on a device.
 //
-// How it finds what is old: blocks of the old image are indexed by a hash, a
-// rolling hash over the new image finds them again wherever they have moved, and
-// each find is extended both ways, exactly at first and then over bytes that differ as
-// long as most agree, as bsdiff does. What is found becomes copies and
-// differences, the rest literals; zstd compresses the streams of each frame.
+// How it finds what is old: it lists the files of both images where it knows the file system
+// (package files), and pairs them by path and content. Executables are replaced by masks for matching,
+// in which addresses do not count (package elfplan), and what is compressed is unpacked (package
+// recodescan). Both images are indexed by the hash of their blocks; a new file is compared with its
+// older self byte by byte besides. Of all matches those are chosen that cost the fewest bytes. What is
+// found becomes copies and differences, the rest literals; zstd compresses the streams of each
+// frame. A compressed file that would not become smaller by being told from old content stays as it is.
 //
 // The result depends on the two images and the options, not on the number of
 // cores, nor on time. Every patch is decoded and compared with the
 // new image before it is handed out.
 //
-// Memory, in bytes: the old image, its index (half of the old image by default, less with a
-// tighter Options.Memory), and some 40 MiB per core. The frames wait in a
-// temporary file, because the table in front of them needs their lengths.
+// Memory, in bytes: both images, their masks, an index of each (a quarter of the image and more), and some
+// 40 MiB per core; without masks and the second index where Options.Memory is tighter. What compressed files
+// unpack to comes on top while they are compared. The frames wait in a temporary file, because the table in
+// front of them needs their lengths; so do the unpacked files.
 package mkdelta
 
 import (
@@ -31,7 +34,7 @@ import (
 	"github.com/tandem-ota/tandem/updater/delta"
 )
 
-// ErrMemory means that the old image and the coarsest index that is of use do
+// ErrMemory means that the images and the coarsest index that is of use do
 // not fit into Options.Memory. More memory, or a full payload, is the way out.
 var ErrMemory = errors.New("not enough memory to make a delta")
 
