@@ -6,7 +6,7 @@
 // index, about 0.2 % of the image, that names every block of 4 KiB by a short
 // hash. The device reads its slots once, from front to back, and finds out
 // which blocks it has, wherever they lie. Of the rest of the blob it fetches only
-// the units (some 16 KiB of the image each, compressed) in which something is missing.
+// the units (at most 8 KiB of the image each, compressed) in which something is missing.
 //
 // For the people who build on it: [Open] reads and checks the index, [Index.Scan]
 // looks for blocks in one old image, [Index.Missing] says what the download will
@@ -183,7 +183,7 @@ func Open(blob io.ReaderAt, blobSize int64, lim Limits) (*Index, error) {
 	}
 	size, memory, indexSize := le.Uint64(h[16:]), le.Uint64(h[24:]), le.Uint64(h[64:])
 	block, frameSize, window := int64(le.Uint32(h[32:])), int64(le.Uint32(h[36:])), int64(le.Uint32(h[40:]))
-	width, fresh, units := int64(h[44]), int64(le.Uint32(h[56:])), int64(le.Uint32(h[60:]))
+	width, most, fresh, units := int64(h[44]), int64(le.Uint16(h[46:])), int64(le.Uint32(h[56:])), int64(le.Uint32(h[60:]))
 	switch {
 	case size > MaxSize || memory > 1<<32 || indexSize > 1<<32:
 		return nil, fmt.Errorf("header: %w", delta.ErrLimit)
@@ -192,9 +192,10 @@ func Open(blob io.ReaderAt, blobSize int64, lim Limits) (*Index, error) {
 	case block < MinBlock || block > MaxBlock || block&(block-1) != 0,
 		frameSize < Leaf || frameSize > MaxFrame || frameSize%Leaf != 0,
 		window > MaxWindow || window%Leaf != 0,
-		width < 1 || width > HashBits/8:
-		return nil, fmt.Errorf("block %d, frame %d, window %d, hash %d: %w", block, frameSize, window, width, delta.ErrLimit)
-	case h[45]|h[46]|h[47] != 0 || [24]byte(h[72:96]) != [24]byte{}:
+		width < 1 || width > HashBits/8,
+		most < 1 || most > unitBlocks || most*block > MaxUnit:
+		return nil, fmt.Errorf("block %d, frame %d, window %d, hash %d, unit %d: %w", block, frameSize, window, width, most, delta.ErrLimit)
+	case h[45] != 0 || [24]byte(h[72:96]) != [24]byte{}:
 		return nil, fmt.Errorf("reserved bytes: %w", delta.ErrFormat)
 	}
 	blocks := (int64(size) + block - 1) / block
@@ -203,7 +204,7 @@ func Open(blob io.ReaderAt, blobSize int64, lim Limits) (*Index, error) {
 	case blocks > MaxBlocks:
 		return nil, fmt.Errorf("%d blocks: %w", blocks, delta.ErrLimit)
 	case fresh > blocks || units > fresh || int64(indexSize) > blobSize-HeaderSize,
-		fresh*width+2*units > int64(indexSize):
+		fresh*width+units > int64(indexSize):
 		return nil, fmt.Errorf("counts contradict sizes: %w", delta.ErrFormat)
 	case int64(memory) < MemoryNeeded(blocks, units, frames, block, frameSize, window):
 		return nil, fmt.Errorf("stated memory too small: %w", delta.ErrFormat)
@@ -221,19 +222,19 @@ func Open(blob io.ReaderAt, blobSize int64, lim Limits) (*Index, error) {
 	x.filter, x.shift, x.bucket = make([]uint64, 1<<bits/64), uint(64-bits), uint(64-bucketBits(blocks))
 	x.mask = ^uint64(0) << (64 - 8*width)
 	x.missing = fresh
-	if err := x.parse(blob, h[:], fresh, units, width, blobSize); err != nil {
+	if err := x.parse(blob, h[:], fresh, units, width, most, blobSize); err != nil {
 		return nil, err
 	}
 	return x, nil
 }
 
 // parse reads the index in small pieces, so that it exists only once in memory.
-func (x *Index) parse(blob io.ReaderAt, h []byte, fresh, units, width, blobSize int64) error {
+func (x *Index) parse(blob io.ReaderAt, h []byte, fresh, units, width, most, blobSize int64) error {
 	sum := sha256.New()
 	sum.Write(h[:HeaderSize-sha256.Size])
 	r := &reader{blob: blob, at: HeaderSize, end: x.indexSize, sum: sum}
 	runs := x.parseKinds(r, fresh)
-	next := x.parseUnits(r, units)
+	next := x.parseUnits(r, units, uint64(most))
 	x.parseHashes(r, width)
 	if r.err == nil && (r.at != r.end || len(r.buf) != 0) {
 		r.fail("bytes left over")
@@ -290,7 +291,7 @@ func (x *Index) parseKinds(r *reader, fresh int64) int64 {
 }
 
 // parseUnits fills units and frames and returns where the last unit ends in the blob.
-func (x *Index) parseUnits(r *reader, units int64) (next int64) {
+func (x *Index) parseUnits(r *reader, units int64, most uint64) (next int64) {
 	next = x.indexSize
 	per := int(x.frame / x.block)
 	for first := 0; first < len(x.hi) && r.err == nil; first += per {
@@ -300,9 +301,10 @@ func (x *Index) parseUnits(r *reader, units int64) (next int64) {
 				b++
 				continue
 			}
-			n, packed := r.uvarint(), r.uvarint()
+			word := r.uvarint()
+			n, packed := word%most+1, word/most
 			switch {
-			case n == 0 || n > unitBlocks || n > uint64(min(first+per, len(x.hi))-b) || int64(n)*x.block > MaxUnit:
+			case n > uint64(min(first+per, len(x.hi))-b):
 				r.fail("unit of %d blocks", n)
 			case packed == 0 || int64(packed) > x.sizeOf(b, int(n)):
 				r.fail("unit of %d bytes", packed)

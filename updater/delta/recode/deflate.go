@@ -2,7 +2,6 @@ package recode
 
 import (
 	"encoding/binary"
-	"fmt"
 )
 
 // Flags of the parameters of kind Deflate.
@@ -39,11 +38,11 @@ type deflateParams struct {
 
 func (p *deflateParams) parse(b []byte) error {
 	if len(b) < 1 {
-		return fmt.Errorf("no parameters: %w", ErrFormat)
+		return ErrFormat
 	}
 	p.flags, b = b[0], b[1:]
 	if p.flags >= deflateTail<<1 {
-		return fmt.Errorf("deflate flags %#x: %w", p.flags, ErrUnsupported)
+		return ErrUnsupported
 	}
 	for _, o := range []struct {
 		present bool
@@ -51,14 +50,14 @@ func (p *deflateParams) parse(b []byte) error {
 	}{{p.flags&deflatePhase != 0, &p.head}, {p.flags&deflateTail != 0, &p.tail}} {
 		if o.present {
 			if len(b) < 1 {
-				return fmt.Errorf("parameters: %w", ErrFormat)
+				return ErrFormat
 			}
 			*o.value, b = b[0], b[1:]
 		}
 	}
 	b, err := parameters(b, &p.body, &p.records, &p.blocks, &p.headers)
 	if err == nil && len(b) != 0 {
-		err = fmt.Errorf("parameters: %w", ErrFormat)
+		err = ErrFormat
 	}
 	return err
 }
@@ -101,14 +100,14 @@ type tokens struct {
 // more goes to the next entry of the match list, when its gap and its match are used up.
 func (t *tokens) more() error {
 	if !t.next(len(t.body)) && t.gap == 0 {
-		return fmt.Errorf("tokens end too soon: %w", ErrFormat)
+		return ErrFormat
 	}
 	if t.gap > len(t.body) || t.dist > 1<<15 {
-		return fmt.Errorf("match list: %w", ErrFormat)
+		return ErrFormat
 	}
 	if t.dist == 0 {
 		if t.length > matchMark {
-			return fmt.Errorf("match list: %w", ErrFormat)
+			return ErrFormat
 		}
 		t.mark = t.mark || t.length == matchMark
 	}
@@ -128,7 +127,7 @@ func (t *tokens) skip() error {
 	t.dist, t.mark = 0, false
 	if t.content {
 		if t.length+3 > len(t.body) {
-			return fmt.Errorf("match list: %w", ErrFormat)
+			return ErrFormat
 		}
 		t.body = t.body[t.length+3:]
 	}
@@ -143,7 +142,7 @@ func (d *deflateCoder) pack(params, plain, dst []byte) (int, error) {
 	// The columns fill plain exactly; each number is at most 2^26.
 	records, blocks := p.body+p.records*matchRecord, p.blocks*blockRecord
 	if p.body > len(plain) || records > len(plain) || len(plain)-records != blocks+p.headers {
-		return 0, fmt.Errorf("columns do not fill %d bytes: %w", len(plain), ErrFormat)
+		return 0, ErrFormat
 	}
 	t := tokens{body: plain[:p.body], content: p.flags&deflateContent != 0}
 	t.records = plain[p.body:records]
@@ -159,7 +158,7 @@ func (d *deflateCoder) pack(params, plain, dst []byte) (int, error) {
 		}
 	}
 	if len(t.body) != 0 || len(t.records) != 0 || t.dist != 0 || t.mark || len(headers) != 0 {
-		return 0, fmt.Errorf("more than the blocks take: %w", ErrFormat)
+		return 0, ErrFormat
 	}
 	if p.flags&deflateClosed != 0 && w.n != 0 {
 		w.add(uint64(p.tail), 8-w.n)
@@ -171,7 +170,7 @@ func (d *deflateCoder) pack(params, plain, dst []byte) (int, error) {
 // packBlock writes one block of n tokens.
 func (d *deflateCoder) packBlock(w *foreBits, t *tokens, headers *[]byte, kind byte, n int) error {
 	if kind > blockZlib|blockFinal {
-		return fmt.Errorf("block type %d: %w", kind, ErrFormat)
+		return ErrFormat
 	}
 	h := &d.header
 	switch kind &^ blockFinal {
@@ -210,7 +209,7 @@ func packStored(w *foreBits, t *tokens, kind byte, n int) error {
 	w.add(uint64(kind), 3)
 	pad, n := n>>17, n&(1<<17-1)
 	if n > 1<<16-1 {
-		return fmt.Errorf("stored block of %d bytes: %w", n, ErrFormat)
+		return ErrFormat
 	}
 	w.add(uint64(pad), -w.n&7)
 	w.add(uint64(n)|uint64(^n)<<16&(1<<32-1), 32)
@@ -218,7 +217,7 @@ func packStored(w *foreBits, t *tokens, kind byte, n int) error {
 	for n > 0 {
 		if t.gap == 0 {
 			if t.dist != 0 {
-				return fmt.Errorf("match in a stored block: %w", ErrFormat)
+				return ErrFormat
 			}
 			if err := t.more(); err != nil {
 				return err
@@ -227,7 +226,7 @@ func packStored(w *foreBits, t *tokens, kind byte, n int) error {
 		}
 		b := t.literals(n)
 		if len(w.dst)-w.at < len(b) {
-			return fmt.Errorf("stored block: %w", ErrRoom)
+			return ErrRoom
 		}
 		w.at += copy(w.dst[w.at:], b)
 		n -= len(b)
@@ -338,7 +337,7 @@ func (d *deflateCoder) packTokens(w *foreBits, t *tokens, n int) error {
 	w.add(uint64(x>>4), uint(x&15))
 	w.flush()
 	if (absent|x-1)>>31 != 0 {
-		return fmt.Errorf("token without a code: %w", ErrFormat)
+		return ErrFormat
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package recode
 
 import (
-	"fmt"
 	"math/bits"
 )
 
@@ -52,29 +51,28 @@ type deflateHeader struct {
 
 // parse reads a header off the front of b.
 func (h *deflateHeader) parse(b []byte) error {
-	bad := fmt.Errorf("block header: %w", ErrFormat)
 	if len(b) < 3 || b[0] > 31 || b[1] > 31 || b[2] > 15 {
-		return bad
+		return ErrFormat
 	}
 	h.lits, h.dists, h.order = int(b[0])+257, int(b[1])+1, int(b[2])+4
 	if len(b) < 3+h.order {
-		return bad
+		return ErrFormat
 	}
 	h.meta = [19]uint8{}
 	for i, n := range b[3 : 3+h.order] {
 		if n > 7 {
-			return bad
+			return ErrFormat
 		}
 		h.meta[codeLengthOrder[i]] = n
 	}
 	h.size = 3 + h.order
 	for done := 0; done < h.lits+h.dists; h.size++ {
 		if h.size >= len(b) {
-			return bad
+			return ErrFormat
 		}
 		symbol, _, _, count, ok := headSymbol(b[h.size])
 		if !ok || count > h.lits+h.dists-done || symbol == 16 && done == 0 {
-			return bad
+			return ErrFormat
 		}
 		var length uint8
 		if symbol < 16 {

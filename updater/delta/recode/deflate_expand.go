@@ -1,9 +1,5 @@
 package recode
 
-import (
-	"fmt"
-)
-
 // huffBits is how many bits of a code word one look-up resolves; the rare longer ones take a step for each bit.
 const huffBits = 10
 
@@ -25,7 +21,7 @@ func (t *huffTable) build(lengths []uint8) error {
 	left := 1
 	for n := 1; n <= maxCodeBits; n++ {
 		if left = left<<1 - int(t.count[n]); left < 0 {
-			return fmt.Errorf("ambiguous code: %w", ErrFormat)
+			return ErrFormat
 		}
 		first[n] = first[n-1] + t.count[n-1]
 	}
@@ -98,13 +94,16 @@ func (d *deflateCoder) expand(params, src, dst []byte) (int, error) {
 	}
 	for _, c := range []*column{&s.body, &s.records, &s.headers} {
 		if len(c.b) != cap(c.b) {
-			return 0, fmt.Errorf("blocks make %d bytes, not %d: %w", len(c.b), cap(c.b), ErrFormat)
+			return 0, ErrFormat
 		}
 	}
 	return total, nil
 }
 
 // bits takes n ≤ 32 bits. Behind the end there are zeros; the next check of the position notices.
+// Only headers need it, and inlined it would be a tenth of this codec's size.
+//
+//go:noinline
 func (s *inflate) bits(n int) int {
 	v := word(s.src, s.at>>3) >> uint(s.at&7) & (1<<uint(n) - 1)
 	s.at += n
@@ -129,16 +128,16 @@ func (s *inflate) block() (final bool, err error) {
 			n, err = s.tokens()
 		}
 	default:
-		err = fmt.Errorf("block type 3: %w", ErrFormat)
+		err = ErrFormat
 	}
 	if err == nil && s.at > s.end {
-		err = fmt.Errorf("block behind the end: %w", ErrFormat)
+		err = ErrFormat
 	}
 	if err != nil {
 		return false, err
 	}
 	if n > maxTokens {
-		return false, fmt.Errorf("block of %d tokens: %w", n, ErrUnsupported)
+		return false, ErrUnsupported
 	}
 	if header != nil {
 		var derived [maxDeflateHeader]byte
@@ -163,10 +162,10 @@ func (s *inflate) stored() (int, error) {
 	pad := s.bits(-s.at & 7)
 	n := s.bits(16)
 	if complement := s.bits(16); complement != n^(1<<16-1) {
-		return 0, fmt.Errorf("length of a stored block: %w", ErrFormat)
+		return 0, ErrFormat
 	}
 	if n > len(s.src)-s.at>>3 {
-		return 0, fmt.Errorf("block behind the end: %w", ErrFormat)
+		return 0, ErrFormat
 	}
 	if err := s.body.room(n); err != nil {
 		return 0, err
@@ -192,7 +191,7 @@ func (s *inflate) readHeader() ([]byte, error) {
 	for lengths > 0 {
 		e := int(s.litDecode.fast[word(s.src, s.at>>3)>>uint(s.at&7)&(1<<huffBits-1)])
 		if e == 0 || s.at > s.end {
-			return nil, fmt.Errorf("block header: %w", ErrFormat)
+			return nil, ErrFormat
 		}
 		s.at += e & 15
 		c := e >> 4
@@ -228,10 +227,10 @@ func (s *inflate) tokens() (n int, err error) {
 		if e := int(s.litDecode.fast[v&(1<<huffBits-1)]); e != 0 {
 			symbol, used = e>>4, e&15
 		} else if symbol, used = s.litDecode.slow(v); used == 0 {
-			return 0, fmt.Errorf("code of a literal: %w", ErrFormat)
+			return 0, ErrFormat
 		}
 		if s.at += used; s.at > s.end || symbol > 285 {
-			return 0, fmt.Errorf("literal: %w", ErrFormat)
+			return 0, ErrFormat
 		}
 		s.freq.lits[symbol]++
 		if symbol < endOfBlock {
@@ -273,10 +272,10 @@ func (s *inflate) match(symbol int, v uint64) error {
 	if e := int(s.distDecode.fast[v&(1<<huffBits-1)]); e != 0 {
 		code, used = e>>4, e&15
 	} else if code, used = s.distDecode.slow(v); used == 0 {
-		return fmt.Errorf("code of a distance: %w", ErrFormat)
+		return ErrFormat
 	}
 	if code > 29 {
-		return fmt.Errorf("distance: %w", ErrFormat)
+		return ErrFormat
 	}
 	v >>= used
 	s.at += used
@@ -288,7 +287,7 @@ func (s *inflate) match(symbol int, v uint64) error {
 		s.at += width
 	}
 	if s.at > s.end {
-		return fmt.Errorf("match behind the end: %w", ErrFormat)
+		return ErrFormat
 	}
 	if err := s.records.match(len(s.body.b)-s.last, length, dist); err != nil {
 		return err

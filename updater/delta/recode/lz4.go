@@ -2,7 +2,6 @@ package recode
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math"
 )
 
@@ -32,7 +31,7 @@ func (p *lz4Params) parse(b []byte) error {
 		return err
 	}
 	if len(b) != 0 || p.unit > lz4MaxUnit || (p.unit == 0) != (p.size > 0) || p.unit == 0 && p.blocks != 0 {
-		return fmt.Errorf("parameters: %w", ErrFormat)
+		return ErrFormat
 	}
 	return nil
 }
@@ -59,7 +58,7 @@ func (m *lz4Matches) advance() error {
 	for {
 		if !m.next(0) {
 			if m.length != 0 {
-				return fmt.Errorf("match list: %w", ErrFormat)
+				return ErrFormat
 			}
 			m.literals = math.MaxInt
 			return nil
@@ -73,7 +72,7 @@ func (m *lz4Matches) advance() error {
 		case m.matches.length == matchLong:
 			m.length += 255
 		case m.matches.length != matchGap:
-			return fmt.Errorf("match list: %w", ErrFormat)
+			return ErrFormat
 		}
 	}
 }
@@ -84,7 +83,7 @@ func packLZ4(params, plain, dst []byte) (int, error) {
 		return 0, err
 	}
 	if p.body+p.records*matchRecord+p.blocks*4 != len(plain) {
-		return 0, fmt.Errorf("columns do not fill %d bytes: %w", len(plain), ErrFormat)
+		return 0, ErrFormat
 	}
 	body, blocks := plain[:p.body], plain[p.body+p.records*matchRecord:]
 	m := lz4Matches{matches: matches{records: plain[p.body : p.body+p.records*matchRecord]}}
@@ -98,7 +97,7 @@ func packLZ4(params, plain, dst []byte) (int, error) {
 			// Compared before it is a signed number: 32-bit devices.
 			size := binary.LittleEndian.Uint32(blocks)
 			if uint64(size) > uint64(len(body)) {
-				return 0, fmt.Errorf("block of %d bytes: %w", size, ErrFormat)
+				return 0, ErrFormat
 			}
 			n, blocks = int(size), blocks[4:]
 			room = room[:min(p.unit, len(room))]
@@ -109,7 +108,7 @@ func packLZ4(params, plain, dst []byte) (int, error) {
 		}
 		if p.unit > 0 {
 			if len(room) < p.unit {
-				return 0, fmt.Errorf("unit of %d bytes: %w", p.unit, ErrRoom)
+				return 0, ErrRoom
 			}
 			copy(room[p.unit-k:], room[:k])
 			clear(room[:p.unit-k])
@@ -118,7 +117,7 @@ func packLZ4(params, plain, dst []byte) (int, error) {
 		at, body = at+k, body[n:]
 	}
 	if len(body) != 0 || m.dist != 0 {
-		return 0, fmt.Errorf("more than the blocks take: %w", ErrFormat)
+		return 0, ErrFormat
 	}
 	return at, nil
 }
@@ -135,7 +134,7 @@ func packLZ4Block(m *lz4Matches, body, dst []byte) (at int, err error) {
 		// The most that a sequence takes: its token, the literals, the offset, and the bytes of both lengths.
 		if len(dst)-at < 1+n+n/255+1+2+length/255+1 {
 			if need := lz4Sequence(n, length, last); len(dst)-at < need {
-				return 0, fmt.Errorf("lz4 sequence of %d bytes: %w", need, ErrRoom)
+				return 0, ErrRoom
 			}
 		}
 		dst[at] = byte(min(n, 15)<<4 | min(length, 15))
@@ -149,7 +148,7 @@ func packLZ4Block(m *lz4Matches, body, dst []byte) (at int, err error) {
 		binary.LittleEndian.PutUint16(dst[at:], uint16(m.dist))
 		at = lz4Length(dst, at+2, length)
 		if n+m.length > len(body) {
-			return 0, fmt.Errorf("match of %d bytes behind the end of a block: %w", m.length, ErrFormat)
+			return 0, ErrFormat
 		}
 		body = body[n+m.length:]
 		if err := m.advance(); err != nil {
@@ -209,7 +208,7 @@ func expandLZ4(params, src, dst []byte) (int, error) {
 		}
 	}
 	if len(s.body.b) != p.body || len(s.records.b) != p.records*matchRecord {
-		return 0, fmt.Errorf("blocks make %d bytes and %d of match list: %w", len(s.body.b), len(s.records.b), ErrFormat)
+		return 0, ErrFormat
 	}
 	return total, nil
 }
@@ -223,7 +222,7 @@ type lz4Expand struct {
 // unit takes the block of one unit apart.
 func (s *lz4Expand) unit(src []byte, size int) ([]byte, error) {
 	if size > len(src) {
-		return nil, fmt.Errorf("unit of %d bytes: %w", size, ErrFormat)
+		return nil, ErrFormat
 	}
 	unit, before := src[:size], len(s.body.b)
 	// A block never begins with 0: that would be a match with nothing before it.
@@ -250,7 +249,7 @@ func (s *lz4Expand) length(src []byte, n int) ([]byte, int, error) {
 			return src[i+1:], n, nil
 		}
 	}
-	return nil, 0, fmt.Errorf("lz4 length: %w", ErrFormat)
+	return nil, 0, ErrFormat
 }
 
 // block takes one block apart, whose content has size bytes, or if that is negative, that ends where src ends.
@@ -259,7 +258,7 @@ func (s *lz4Expand) block(src []byte, size int) ([]byte, error) {
 	start := len(s.body.b)
 	for {
 		if len(src) < 1 {
-			return nil, fmt.Errorf("lz4 block without an end: %w", ErrFormat)
+			return nil, ErrFormat
 		}
 		token := int(src[0])
 		var n int
@@ -268,7 +267,7 @@ func (s *lz4Expand) block(src []byte, size int) ([]byte, error) {
 			return nil, err
 		}
 		if n > len(src) || size >= 0 && n > size-(len(s.body.b)-start) {
-			return nil, fmt.Errorf("%d literals: %w", n, ErrFormat)
+			return nil, ErrFormat
 		}
 		if err := s.body.room(n); err != nil {
 			return nil, err
@@ -277,7 +276,7 @@ func (s *lz4Expand) block(src []byte, size int) ([]byte, error) {
 		src = src[n:]
 		if size < 0 && len(src) == 0 || size >= 0 && len(s.body.b)-start == size {
 			if token&15 != 0 {
-				return nil, fmt.Errorf("lz4 end: %w", ErrUnsupported) // nothing would remember this nibble
+				return nil, ErrUnsupported // nothing would remember this nibble
 			}
 			return src, nil
 		}
@@ -290,7 +289,7 @@ func (s *lz4Expand) block(src []byte, size int) ([]byte, error) {
 // match takes the rest of a sequence apart.
 func (s *lz4Expand) match(src []byte, nibble, start int) ([]byte, error) {
 	if len(src) < 2 {
-		return nil, fmt.Errorf("lz4 offset: %w", ErrFormat)
+		return nil, ErrFormat
 	}
 	dist := int(binary.LittleEndian.Uint16(src))
 	src, length, err := s.length(src[2:], nibble)
@@ -299,7 +298,7 @@ func (s *lz4Expand) match(src []byte, nibble, start int) ([]byte, error) {
 	}
 	at := len(s.body.b)
 	if dist == 0 || dist > at-start {
-		return nil, fmt.Errorf("lz4 offset of %d: %w", dist, ErrFormat)
+		return nil, ErrFormat
 	}
 	gap := at - s.last
 	out := s.body

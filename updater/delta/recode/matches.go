@@ -2,7 +2,6 @@ package recode
 
 import (
 	"encoding/binary"
-	"fmt"
 )
 
 // matchRecord is the size of one entry of a match list. Entries have a fixed width and
@@ -53,7 +52,7 @@ func (c *column) room(n int) error {
 		return nil
 	}
 	if !c.grow {
-		return fmt.Errorf("more than %d bytes in a column: %w", cap(c.b), ErrFormat)
+		return ErrFormat
 	}
 	b := make([]byte, len(c.b), 2*cap(c.b)+n+4096)
 	copy(b, c.b)
@@ -85,7 +84,7 @@ func (c *column) match(gap, length, dist int) error {
 func (c *column) copyMatch(length, dist int) error {
 	at := len(c.b)
 	if dist > at {
-		return fmt.Errorf("match before the start: %w", ErrFormat)
+		return ErrFormat
 	}
 	if err := c.room(length); err != nil {
 		return err
@@ -108,7 +107,7 @@ func cutColumns(dst []byte, sizes ...int) ([]column, int, error) {
 	out, at := make([]column, len(sizes)), 0
 	for i, n := range sizes {
 		if n > len(dst)-at {
-			return nil, 0, fmt.Errorf("%d bytes into %d: %w", n, len(dst)-at, ErrRoom)
+			return nil, 0, ErrRoom
 		}
 		out[i].b = dst[at : at : at+n]
 		at += n
@@ -121,7 +120,7 @@ func parameters(b []byte, numbers ...*int) ([]byte, error) {
 	for _, p := range numbers {
 		v, n := binary.Uvarint(b)
 		if n <= 0 || v > maxColumns {
-			return nil, fmt.Errorf("parameters: %w", ErrFormat)
+			return nil, ErrFormat
 		}
 		*p, b = int(v), b[n:]
 	}

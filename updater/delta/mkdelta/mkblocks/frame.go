@@ -108,6 +108,12 @@ func (w *worker) make(offset int64) (frame, error) {
 		}
 		start := n*w.o.Block - int(offset-window)
 		stop := min(start+count*w.o.Block, len(b))
+		for i := range count {
+			// Or the device would look for blocks that the image no longer has.
+			if w.plan.sum(b[start+i*w.o.Block:stop]) != w.plan.hashes[n+i] {
+				return frame{}, ErrChanged
+			}
+		}
 		f.units = append(f.units, unit{count, w.pack(start, stop)})
 		n += count
 	}

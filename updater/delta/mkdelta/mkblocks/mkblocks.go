@@ -38,7 +38,7 @@ type Image struct {
 // Options may be left at their zero values.
 type Options struct {
 	Block     int    // bytes that one hash stands for; 0 means 4096, more for images above 1 GiB
-	Unit      int    // bytes of the image that are fetched together at most; 0 means 16 KiB
+	Unit      int    // bytes of the image that are fetched together at most; 0 means 8 KiB
 	FrameSize int    // bytes that are built at a time; 0 means 512 KiB
 	Window    int    // bytes before a frame that units refer to; 0 means 1 MiB
 	HashBytes int    // 1 to 6; 0 means 6. Fewer make false hints likely
@@ -70,7 +70,7 @@ func (o *Options) complete(size int64) error {
 		}
 	}
 	for _, d := range []struct{ field, value *int }{
-		{&o.Unit, ptr(max(16<<10, o.Block))}, {&o.FrameSize, ptr(512 << 10)}, {&o.Window, ptr(1 << 20)},
+		{&o.Unit, ptr(max(8<<10, o.Block))}, {&o.FrameSize, ptr(512 << 10)}, {&o.Window, ptr(1 << 20)},
 		{&o.HashBytes, ptr(6)}, {&o.Depth, ptr(48)}, {&o.Workers, ptr(runtime.GOMAXPROCS(0))},
 	} {
 		if *d.field == 0 {
@@ -130,8 +130,7 @@ func Make(ctx context.Context, target Image, o Options, out io.Writer) (Stats, e
 		stats.Units += len(f.units)
 		var directory []byte
 		for _, u := range f.units {
-			index = binary.AppendUvarint(index, uint64(u.count))
-			index = binary.AppendUvarint(index, uint64(len(u.packed)))
+			index = binary.AppendUvarint(index, uint64(len(u.packed)*(o.Unit/o.Block)+u.count-1))
 			sum := sha256.Sum256(u.packed)
 			directory = append(directory, sum[:blocks.SumSize]...)
 		}
@@ -178,6 +177,7 @@ func header(size int64, o Options, s Stats, index []byte) []byte {
 	le.PutUint32(h[36:], uint32(o.FrameSize))
 	le.PutUint32(h[40:], uint32(o.Window))
 	h[44] = byte(o.HashBytes)
+	le.PutUint16(h[46:], uint16(o.Unit/o.Block))
 	le.PutUint64(h[48:], o.Seed)
 	le.PutUint32(h[56:], uint32(s.Fresh))
 	le.PutUint32(h[60:], uint32(s.Units))

@@ -14,6 +14,8 @@ import (
 type plan struct {
 	hashes  []uint64 // upper bytes of each block's hash, as many as are stored
 	repeats []int32  // isFresh, isZero or the block that it is the same as
+	hash    *blocks.Hash
+	block   int
 	width   int
 	fresh   int
 	ends    []bool // the block ends with zeros, as the last of a file does
@@ -45,9 +47,8 @@ func makePlan(ctx context.Context, target Image, o *Options) (*plan, error) {
 
 func tryPlan(ctx context.Context, target Image, o Options) (p *plan, shared bool, err error) {
 	n := (target.Size + int64(o.Block) - 1) / int64(o.Block)
-	p = &plan{hashes: make([]uint64, n), repeats: make([]int32, n), width: o.HashBytes, ends: make([]bool, n)}
-	hash := blocks.NewHash(o.Seed, o.Block)
-	mask := ^uint64(0) << (64 - 8*o.HashBytes)
+	p = &plan{hashes: make([]uint64, n), repeats: make([]int32, n), ends: make([]bool, n),
+		hash: blocks.NewHash(o.Seed, o.Block), block: o.Block, width: o.HashBytes}
 	first := make(map[uint64]int32, n/2)
 	per := o.FrameSize / o.Block
 	buf, earlier := make([]byte, o.FrameSize), make([]byte, o.Block)
@@ -67,7 +68,7 @@ func tryPlan(ctx context.Context, target Image, o Options) (p *plan, shared bool
 				p.repeats[number] = isZero
 				continue
 			}
-			h := hash.Sum(b) & mask
+			h := p.sum(b)
 			p.hashes[number], p.repeats[number] = h, isFresh
 			p.ends[number] = binary.LittleEndian.Uint64(b[len(b)-8:]) == 0
 			old, met := first[h]
@@ -92,6 +93,15 @@ func tryPlan(ctx context.Context, target Image, o Options) (p *plan, shared bool
 		}
 	}
 	return p, shared, nil
+}
+
+// sum is the hash of the block that b begins with, as far as it is stored. What is missing
+// of a short block counts as zeros.
+func (p *plan) sum(b []byte) uint64 {
+	if len(b) < p.block {
+		b = append(make([]byte, 0, p.block), b...)
+	}
+	return p.hash.Sum(b[:p.block]) &^ (1<<(64-8*p.width) - 1)
 }
 
 func orShort(err error) error {

@@ -17,7 +17,7 @@ import (
 )
 
 // corpora are contents that make encoders use each kind of block and table.
-func corpora(t *testing.T) map[string][]byte {
+func corpora(t testing.TB) map[string][]byte {
 	t.Helper()
 	program, err := os.ReadFile(must(os.Executable()))
 	require.NoError(t, err)
