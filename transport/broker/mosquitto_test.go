@@ -64,6 +64,14 @@ func newMosquitto(t *testing.T) *fleet {
 			t.Log(log.String())
 		}
 	})
+	// mosquitto_sub, unlike our clients, gives up if nobody listens yet.
+	require.Eventually(t, func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			return false
+		}
+		return c.Close() == nil
+	}, time.Minute, time.Millisecond)
 	f.store, err = broker.OpenStore(f.dir)
 	require.NoError(t, err)
 	t.Cleanup(func() { f.store.Close() })
