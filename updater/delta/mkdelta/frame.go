@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
-	"sync"
 
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/frames"
 	"github.com/tandem-ota/tandem/updater/delta/predict"
 	"github.com/tandem-ota/tandem/updater/delta/recode"
 )
@@ -26,69 +26,18 @@ type frame struct {
 	features  uint32
 }
 
-// job is a frame being made; done is closed when it is, or when it cannot be.
-type job struct {
-	offset int64
-	length int
-	done   chan struct{}
-	frame  frame
-	err    error
-}
-
 // makeFrames makes all frames on o.Workers goroutines and gives them to emit
-// in order. No more than a few finished frames wait at any time.
+// in order.
 func makeFrames(ctx context.Context, plan *survey, target Image, o Options, emit func(*frame) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var workers sync.WaitGroup
-	// Cancelled first, waited for second: no goroutine outlives the call.
-	defer workers.Wait()
-	defer cancel()
-
-	jobs := make(chan *job)
-	queue := make(chan *job, 2*o.Workers) // the same jobs, in order
-	makers := make([]*worker, o.Workers)
+	makers := make([]func(int64, int) (frame, error), o.Workers)
 	for i := range makers {
-		var err error
-		if makers[i], err = newWorker(plan, target, o); err != nil {
+		w, err := newWorker(plan, target, o)
+		if err != nil {
 			return err
 		}
+		makers[i] = w.make
 	}
-	for _, w := range makers {
-		workers.Go(func() {
-			for j := range jobs {
-				j.frame, j.err = w.make(j.offset, j.length)
-				close(j.done)
-			}
-		})
-	}
-	workers.Go(func() {
-		defer close(queue)
-		defer close(jobs)
-		for offset := int64(0); offset < target.Size; offset += int64(o.FrameSize) {
-			j := &job{offset: offset, length: int(min(int64(o.FrameSize), target.Size-offset)), done: make(chan struct{})}
-			for _, c := range []chan *job{queue, jobs} {
-				select {
-				case c <- j:
-				case <-ctx.Done():
-					return
-				}
-			}
-		}
-	})
-	for j := range queue {
-		select {
-		case <-j.done:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if j.err != nil {
-			return fmt.Errorf("frame at %d: %w", j.offset, j.err)
-		}
-		if err := emit(&j.frame); err != nil {
-			return err
-		}
-	}
-	return ctx.Err()
+	return frames.Make(ctx, target.Size, o.FrameSize, makers, emit)
 }
 
 // worker makes one frame at a time.

@@ -32,6 +32,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/frames"
 )
 
 // ErrMemory means that the images and the coarsest index that is of use do
@@ -131,7 +132,7 @@ func build(ctx context.Context, s *survey, target Image, o Options, out io.Write
 	if target.Size < 0 || target.Size > delta.MaxSize || count > delta.MaxFrames {
 		return Stats{}, fmt.Errorf("new image of %d bytes in %d frames: %w", target.Size, count, delta.ErrLimit)
 	}
-	spool, err := temporary(o.TempDir)
+	spool, err := frames.Temporary(o.TempDir, "mkdelta-")
 	if err != nil {
 		return Stats{}, err
 	}
@@ -201,7 +202,7 @@ func build(ctx context.Context, s *survey, target Image, o Options, out io.Write
 	sum.Sum(head[:delta.HeaderSize-sha256.Size])
 	head = append(append(head, table...), common...)
 
-	blob := &spliced{head: head, tail: spool}
+	blob := &frames.Spliced{Head: head, Tail: spool}
 	stats.Size += int64(len(head))
 	if err := prove(ctx, blob, stats, base, target); err != nil {
 		return Stats{}, err
@@ -246,22 +247,4 @@ func grow(b []byte, n int64) []byte {
 		return make([]byte, n)
 	}
 	return b[:n]
-}
-
-// spliced is head followed by tail.
-type spliced struct {
-	head []byte
-	tail io.ReaderAt
-}
-
-func (s *spliced) ReadAt(p []byte, off int64) (int, error) {
-	n := 0
-	if off < int64(len(s.head)) {
-		n = copy(p, s.head[off:])
-		if n == len(p) {
-			return n, nil
-		}
-	}
-	m, err := s.tail.ReadAt(p[n:], off+int64(n)-int64(len(s.head)))
-	return n + m, err
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/elfplan"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/files"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/frames"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/recodescan"
 	"github.com/tandem-ota/tandem/updater/delta/recode"
 )
@@ -59,7 +60,7 @@ func (s *survey) pieces(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	file, err := temporary(o.TempDir)
+	file, err := frames.Temporary(o.TempDir, "mkdelta-")
 	if err != nil {
 		return err
 	}
@@ -365,16 +366,3 @@ func (s *survey) partsOf(address int64, n int) []part {
 
 // rootless is a path without version numbers and the usr that some systems have and others have not.
 func rootless(path string) string { return strings.TrimPrefix(plain(path), "usr/") }
-
-// temporary makes a file without a name: a killed encoder leaves nothing behind.
-func temporary(dir string) (*os.File, error) {
-	f, err := os.CreateTemp(dir, "mkdelta-")
-	if err != nil {
-		return nil, fmt.Errorf("make temporary file: %w", err)
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("unlink temporary file: %w", err)
-	}
-	return f, nil
-}

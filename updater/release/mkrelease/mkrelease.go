@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 
 	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/frames"
 	"github.com/tandem-ota/tandem/updater/manifest"
 	"github.com/tandem-ota/tandem/updater/release"
 	"github.com/tandem-ota/tandem/updater/trust"
@@ -325,7 +326,7 @@ func (base *base) rebuild(ctx context.Context, im manifest.Image, tmp string, pr
 		if p.Kind != manifest.KindFull {
 			continue
 		}
-		f, err := temporary(tmp)
+		f, err := frames.Temporary(tmp, "image-")
 		if err != nil {
 			return nil, err
 		}
@@ -337,18 +338,6 @@ func (base *base) rebuild(ctx context.Context, im manifest.Image, tmp string, pr
 		return f, nil
 	}
 	return nil, fmt.Errorf("base release %s carries no full payload of image %s", base.m.Version, im.Name)
-}
-
-// temporary makes a file that goes away with the process, however that ends.
-func temporary(dir string) (*os.File, error) {
-	f, err := os.CreateTemp(dir, "image-")
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
 }
 
 // source reads a blob of a release as a file.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/frames"
 	"github.com/tandem-ota/tandem/updater/manifest"
 	"github.com/tandem-ota/tandem/updater/release"
 	"github.com/tandem-ota/tandem/updater/trust"
@@ -196,7 +197,7 @@ func (v *Verified) decode(ctx context.Context, r *release.Release, o VerifyOptio
 				continue
 			}
 			step := "rebuild " + im.Name + " from " + p.Kind
-			out, err := temporary(tmp)
+			out, err := frames.Temporary(tmp, "image-")
 			if err != nil {
 				return err
 			}

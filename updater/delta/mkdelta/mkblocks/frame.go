@@ -3,7 +3,8 @@ package mkblocks
 import (
 	"context"
 	"fmt"
-	"sync"
+
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/frames"
 )
 
 // frame is one finished frame.
@@ -17,62 +18,15 @@ type unit struct {
 	packed []byte
 }
 
-// job is a frame being made; done is closed when it is, or when it cannot be.
-type job struct {
-	offset int64
-	done   chan struct{}
-	frame  frame
-	err    error
-}
-
 // makeFrames makes all frames on o.Workers goroutines and gives them to emit
-// in order. No more than a few finished frames wait at any time.
+// in order.
 func makeFrames(ctx context.Context, p *plan, target Image, o Options, emit func(*frame) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var workers sync.WaitGroup
-	// Cancelled first, waited for second: no goroutine outlives the call.
-	defer workers.Wait()
-	defer cancel()
-
-	jobs := make(chan *job)
-	queue := make(chan *job, 2*o.Workers) // the same jobs, in order
-	for range o.Workers {
+	makers := make([]func(int64, int) (frame, error), o.Workers)
+	for i := range makers {
 		w := &worker{plan: p, target: target, o: o, buf: make([]byte, o.Window+o.FrameSize)}
-		workers.Go(func() {
-			for j := range jobs {
-				j.frame, j.err = w.make(j.offset)
-				close(j.done)
-			}
-		})
+		makers[i] = w.make
 	}
-	workers.Go(func() {
-		defer close(queue)
-		defer close(jobs)
-		for offset := int64(0); offset < target.Size; offset += int64(o.FrameSize) {
-			j := &job{offset: offset, done: make(chan struct{})}
-			for _, c := range []chan *job{queue, jobs} {
-				select {
-				case c <- j:
-				case <-ctx.Done():
-					return
-				}
-			}
-		}
-	})
-	for j := range queue {
-		select {
-		case <-j.done:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if j.err != nil {
-			return fmt.Errorf("frame at %d: %w", j.offset, j.err)
-		}
-		if err := emit(&j.frame); err != nil {
-			return err
-		}
-	}
-	return ctx.Err()
+	return frames.Make(ctx, target.Size, o.FrameSize, makers, emit)
 }
 
 // worker makes one frame at a time.
@@ -84,13 +38,12 @@ type worker struct {
 	coder  coder
 }
 
-func (w *worker) make(offset int64) (frame, error) {
+func (w *worker) make(offset int64, length int) (frame, error) {
 	window := min(int64(w.o.Window), offset)
-	length := min(int64(w.o.FrameSize), w.target.Size-offset)
-	b := w.buf[:window+length]
-	f := frame{length: int(length)}
+	b := w.buf[:int(window)+length]
+	f := frame{length: length}
 	first := int(offset) / w.o.Block
-	end := (int(offset+length) + w.o.Block - 1) / w.o.Block
+	end := (int(offset) + length + w.o.Block - 1) / w.o.Block
 	read := false
 	for n := first; n < end; {
 		count := w.unit(n, end)

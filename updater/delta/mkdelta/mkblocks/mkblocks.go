@@ -18,11 +18,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 
 	"github.com/tandem-ota/tandem/updater/delta"
 	"github.com/tandem-ota/tandem/updater/delta/blocks"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/frames"
 )
 
 // ErrChanged means that the blob does not build the image: the image was
@@ -114,15 +114,11 @@ func Make(ctx context.Context, target Image, o Options, out io.Writer) (Stats, e
 	if err != nil {
 		return Stats{}, err
 	}
-	spool, err := os.CreateTemp(o.TempDir, "mkblocks-")
+	spool, err := frames.Temporary(o.TempDir, "mkblocks-")
 	if err != nil {
-		return Stats{}, fmt.Errorf("make temporary file: %w", err)
+		return Stats{}, err
 	}
 	defer spool.Close()
-	// Without a name at once: a killed encoder leaves nothing behind.
-	if err := os.Remove(spool.Name()); err != nil {
-		return Stats{}, fmt.Errorf("unlink temporary file: %w", err)
-	}
 	stats := Stats{Frames: int((target.Size + int64(o.FrameSize) - 1) / int64(o.FrameSize)), Blocks: len(p.repeats), Fresh: p.fresh}
 	index := p.appendKinds(nil)
 	var done int64
@@ -156,7 +152,7 @@ func Make(ctx context.Context, target Image, o Options, out io.Writer) (Stats, e
 	stats.Memory = blocks.MemoryNeeded(int64(stats.Blocks), int64(stats.Units), int64(stats.Frames),
 		int64(o.Block), int64(o.FrameSize), int64(o.Window))
 
-	blob := &spliced{head: append(header(target.Size, o, stats, index), index...), tail: spool}
+	blob := &frames.Spliced{Head: append(header(target.Size, o, stats, index), index...), Tail: spool}
 	if err := prove(ctx, blob, stats, target); err != nil {
 		return Stats{}, err
 	}
@@ -220,21 +216,4 @@ func grow(b []byte, n int64) []byte {
 		return make([]byte, n)
 	}
 	return b[:n]
-}
-
-// spliced is head followed by tail.
-type spliced struct {
-	head []byte
-	tail io.ReaderAt
-}
-
-func (s *spliced) ReadAt(p []byte, off int64) (int, error) {
-	n := 0
-	if off < int64(len(s.head)) {
-		if n = copy(p, s.head[off:]); n == len(p) {
-			return n, nil
-		}
-	}
-	m, err := s.tail.ReadAt(p[n:], off+int64(n)-int64(len(s.head)))
-	return n + m, err
 }
