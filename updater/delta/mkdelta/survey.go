@@ -102,12 +102,17 @@ func (p *picture) masked(f elfplan.File) {
 	}
 }
 
-func newSurvey(ctx context.Context, base, target Image, o Options) (*survey, error) {
+func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, err error) {
 	r, err := planRoom(base.Size, target.Size, o)
 	if err != nil {
 		return nil, err
 	}
 	s := &survey{}
+	defer func() {
+		if err != nil {
+			s.close() // nobody else can
+		}
+	}()
 	if s.base, err = newPicture(base, r.masks); err != nil {
 		return nil, fmt.Errorf("read old image: %w", err)
 	}
