@@ -47,11 +47,18 @@ func hashBits(blocks int64) int {
 	return bits
 }
 
-func newIndex(old []byte, step int) *index {
+// newIndex indexes an image. The index must be closed.
+func newIndex(old []byte, step int) (*index, error) {
 	blocks := len(old)/step + 1
 	ix := &index{old: old, step: step, bits: hashBits(int64(blocks))}
-	ix.head = make([]uint32, 1<<ix.bits)
-	ix.next = make([]uint32, blocks)
+	var err error
+	if ix.head, err = numbers(1 << ix.bits); err != nil {
+		return nil, err
+	}
+	if ix.next, err = numbers(blocks); err != nil {
+		ix.close()
+		return nil, err
+	}
 	for i := range ix.head {
 		ix.head[i] = none
 	}
@@ -73,7 +80,14 @@ func newIndex(old []byte, step int) *index {
 		}
 		ix.head[slot], after = uint32(b), h
 	}
-	return ix
+	return ix, nil
+}
+
+func (ix *index) close() {
+	if ix != nil {
+		releaseNumbers(ix.head)
+		releaseNumbers(ix.next)
+	}
 }
 
 // The hash is a polynomial over the bytes, so that it can roll, and its upper

@@ -38,12 +38,14 @@ func whole(t testing.TB, p *plan, frame []byte, offset int64, segments []segment
 func planOf(t *testing.T, old, fresh []byte) *plan {
 	t.Helper()
 	of := func(b []byte) picture {
-		p, err := newPicture(image(b), true)
+		p, err := newPicture(image(b))
 		require.NoError(t, err)
+		t.Cleanup(p.close)
 		return p
 	}
 	p, err := newPlan(t.Context(), of(old), of(fresh), room{step: 16, both: true, masks: true})
 	require.NoError(t, err)
+	t.Cleanup(p.close)
 	return p
 }
 

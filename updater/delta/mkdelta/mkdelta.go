@@ -184,9 +184,9 @@ func build(ctx context.Context, s *survey, target Image, o Options, out io.Write
 	var base io.ReaderAt
 	if s.plan != nil {
 		le.PutUint16(head[10:], delta.FlagBase)
-		le.PutUint64(head[24:], uint64(len(s.base.bytes)))
+		le.PutUint64(head[24:], uint64(len(s.base.mask)))
 		copy(head[32:], s.digest[:])
-		base = bytes.NewReader(s.base.bytes)
+		base = &s.base
 	}
 	le.PutUint64(head[64:], uint64(stats.Memory))
 	le.PutUint32(head[72:], uint32(stats.Frames))

@@ -154,7 +154,7 @@ func (s *survey) oldStreams(f *compressed, anchors map[uint64]int32) {
 		if d == nil {
 			continue
 		}
-		for h := range anchorsOf(unpackedPicture(d.Plain[:d.Body]).masks().mask) {
+		for h := range anchorsOf(d.Plain[:d.Body]) {
 			if _, known := anchors[h]; !known {
 				anchors[h] = int32(len(s.old))
 			}
@@ -210,7 +210,7 @@ func (s *survey) frames(f, old *compressed) error {
 				continue
 			}
 			matches := make([]byte, told.Old)
-			src := s.base.bytes[from : from+int64(told.OldLength)]
+			src := s.base.bytes(from, int64(told.OldLength))
 			if n, err := coder.Expand(recode.ZstdMatches, told.Expand, src, matches); err != nil || n != told.Old {
 				return fmt.Errorf("old matches: %d bytes, not %d: %w", n, told.Old, err)
 			}
@@ -280,33 +280,14 @@ func place(where []elfplan.Extent, at, length int64) int64 {
 	return -1
 }
 
-func unpackedPicture(b []byte) picture {
-	p := picture{bytes: b, mask: bytes.Clone(b)}
-	p.files, _ = files.List(bytes.NewReader(b), int64(len(b)))
-	if p.files.Kind == files.None && bytes.HasPrefix(b, []byte("\x7fELF")) {
-		n := int64(len(b))
-		p.files.Files = []files.File{{Size: n, Extents: []files.Extent{{Size: n, Length: n, Plain: n}}}}
-	}
-	return p
-}
-
-// masks masks the executables.
-func (p picture) masks() picture {
-	for _, f := range p.files.Files {
-		if e, ok := p.executable(f); ok {
-			p.masked(e)
-		}
-	}
-	return p
-}
-
 // unpackedAddress is where addresses of unpacked content begin, far behind any image.
 const unpackedAddress = 1 << 39
 
 // unpacked masks what a compressed file of the new image unpacks to, and pairs its executables with files
 // of the old image: an initramfs holds what the root file system holds.
 func (s *survey) unpacked(b []byte) (mask []byte, address int64) {
-	p := unpackedPicture(b)
+	p := picture{mask: bytes.Clone(b)}
+	p.files, _ = files.List(bytes.NewReader(b), int64(len(b)))
 	address = unpackedAddress + s.addresses
 	s.addresses += int64(len(b))
 	for _, f := range p.files.Files {
@@ -315,16 +296,15 @@ func (s *survey) unpacked(b []byte) (mask []byte, address int64) {
 				s.members = append(s.members, member{address + e.Offset, address + e.Offset + e.Size, k, e.Logical})
 			}
 		}
-		e, ok := p.executable(f)
-		if !ok {
-			continue
-		}
-		p.masked(e)
+		// As in the images, a mask is for what was built again.
 		k, ok := s.byName[rootless(f.Path)]
+		if !ok || !p.executable(f) {
+			continue
+		}
+		e, ok := p.conceal(f)
 		if !ok {
 			continue
 		}
-		e.Extents = slices.Clone(e.Extents)
 		for i := range e.Extents {
 			e.Extents[i].Image += address
 		}

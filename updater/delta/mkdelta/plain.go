@@ -60,7 +60,7 @@ func (w *worker) compressed(p *packed, frame, end int64) error {
 		old := &w.survey.old[k]
 		start := len(w.expanded)
 		w.expanded = slices.Grow(w.expanded, old.expanded)[:start+old.expanded]
-		n, err := w.coder.Expand(old.kind, old.expand, w.survey.base.bytes[old.at:old.end()], w.expanded[start:])
+		n, err := w.coder.Expand(old.kind, old.expand, w.survey.base.bytes(old.at, old.length), w.expanded[start:])
 		if err != nil || n != old.expanded {
 			return fmt.Errorf("expand old bytes at %d: %d of %d: %w", old.at, n, old.expanded, err)
 		}
@@ -150,9 +150,9 @@ func (w *worker) predicted(h *stretch, frame int64) error {
 		case delta.SpaceExpanded:
 			copy(b, w.expanded[int64(h.from+s.start-h.start)+s.at:h.to])
 		case delta.SpaceNew:
-			copy(b, w.survey.fresh.bytes[from:])
+			w.survey.fresh.copy(b, from)
 		default:
-			copy(b, w.survey.base.bytes[from:])
+			w.survey.base.copy(b, from)
 			start, end := s.start-h.start, s.end-h.start
 			if k := len(w.copies) - 1; k >= 0 && w.copies[k].End == start && w.copies[k].Old+int64(start-w.copies[k].Start) == from {
 				w.copies[k].End = end

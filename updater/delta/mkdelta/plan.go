@@ -3,6 +3,7 @@ package mkdelta
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"sync"
 
@@ -28,18 +29,25 @@ type plan struct {
 func newPlan(ctx context.Context, old, fresh picture, r room) (*plan, error) {
 	p := &plan{old: old.mask, oldFiles: old.files, newFiles: fresh.files, noSpace1: !r.both}
 	var work sync.WaitGroup
-	work.Go(func() { p.ix = newIndex(p.old, r.step) })
+	var bad, bad2 error
+	work.Go(func() { p.ix, bad = newIndex(p.old, r.step) })
 	if r.both {
 		p.fresh = fresh.mask
-		work.Go(func() { p.again = newIndex(p.fresh, r.step) })
+		work.Go(func() { p.again, bad2 = newIndex(p.fresh, r.step) })
 	}
 	p.oldAt, p.newAt = regions(p.oldFiles), regions(p.newFiles)
 	work.Wait()
-	if err := ctx.Err(); err != nil {
+	if err := errors.Join(bad, bad2, ctx.Err()); err != nil {
+		p.close()
 		return nil, err
 	}
 	p.pairs = pairFiles(p.oldFiles, p.newFiles, func(f files.File) int { return p.vote(bytes.NewReader(fresh.mask), f) })
 	return p, nil
+}
+
+func (p *plan) close() {
+	p.ix.close()
+	p.again.close()
 }
 
 // room is what the memory allows.

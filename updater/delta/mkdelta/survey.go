@@ -1,12 +1,9 @@
 package mkdelta
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
-	"io"
 	"sort"
 
 	"github.com/tandem-ota/tandem/updater/delta"
@@ -38,70 +35,6 @@ type survey struct {
 	spool       *spool         // plain forms of the new pieces
 }
 
-// picture is an image in memory, and its mask: the same bytes, but with the addresses
-// inside executables replaced by a digest of what they point to. Two builds of a program differ
-// in their addresses all over and hardly in their masks, so masks are what is
-// matched, and the bytes what is compared.
-type picture struct {
-	bytes, mask []byte
-	files       files.System
-}
-
-func newPicture(im Image, masks bool) (picture, error) {
-	p := picture{bytes: make([]byte, im.Size)}
-	if n, err := im.ReadAt(p.bytes, 0); n != len(p.bytes) {
-		if err == nil || errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
-		return picture{}, err
-	}
-	// An image that nobody can list has no files: the index finds what it finds.
-	p.files, _ = files.List(im, im.Size)
-	p.mask = p.bytes
-	if masks {
-		p.mask = bytes.Clone(p.bytes)
-	}
-	return p, nil
-}
-
-// content returns a file's bytes, and where they lie, if none are packed. Mostly they are
-// part of the image's; a scattered file is put together.
-func (p *picture) content(f files.File) ([]byte, []elfplan.Extent) {
-	var where []elfplan.Extent
-	for _, e := range f.Extents {
-		if e.Codec != files.Stored {
-			return nil, nil
-		}
-		where = append(where, elfplan.Extent{File: e.Logical, Image: e.Offset, Length: e.Size})
-	}
-	if len(where) == 1 && where[0].Length == f.Size {
-		return p.bytes[where[0].Image:][:f.Size:f.Size], where
-	}
-	data := make([]byte, f.Size)
-	for _, e := range where {
-		copy(data[e.File:], p.bytes[e.Image:e.Image+e.Length])
-	}
-	return data, where
-}
-
-// executable returns a file if it looks like an ELF file.
-func (p *picture) executable(f files.File) (elfplan.File, bool) {
-	if len(f.Extents) == 0 || f.Extents[0].Codec != files.Stored || f.Extents[0].Logical != 0 || f.Extents[0].Size < 64 ||
-		string(p.bytes[f.Extents[0].Offset:][:4]) != "\x7fELF" {
-		return elfplan.File{}, false
-	}
-	data, where := p.content(f)
-	return elfplan.File{Data: data, Extents: where}, data != nil
-}
-
-// masked puts the mask of an executable into the image's.
-func (p *picture) masked(f elfplan.File) {
-	m := elfplan.Mask(f.Data)
-	for _, e := range f.Extents {
-		copy(p.mask[e.Image:e.Image+e.Length], m[e.File:])
-	}
-}
-
 func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, err error) {
 	r, err := planRoom(base.Size, target.Size, o)
 	if err != nil {
@@ -113,13 +46,13 @@ func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, e
 			s.close() // nobody else can
 		}
 	}()
-	if s.base, err = newPicture(base, r.masks); err != nil {
+	if s.base, err = newPicture(base); err != nil {
 		return nil, fmt.Errorf("read old image: %w", err)
 	}
-	if s.fresh, err = newPicture(target, r.masks); err != nil {
+	if s.fresh, err = newPicture(target); err != nil {
 		return nil, fmt.Errorf("read new image: %w", err)
 	}
-	s.digest = sha256.Sum256(s.base.bytes)
+	s.digest = sha256.Sum256(s.base.mask) // nothing is concealed yet
 	if r.masks {
 		s.executables()
 	}
@@ -138,30 +71,42 @@ func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, e
 	return s, err
 }
 
-// executables masks them in both images and pairs them.
+// executables pairs those that were built again, and conceals them in both images. One that is the
+// same in both has nothing to predict, and is found by its bytes.
 func (s *survey) executables() {
-	s.executable, s.byName = map[int]elfplan.File{}, map[string]int{}
-	for i, f := range s.base.files.Files {
-		if e, ok := s.base.executable(f); ok {
-			s.executable[i] = e
-			s.base.masked(e)
-			if name := rootless(f.Path); s.byName[name] == 0 {
-				s.byName[name] = i
-			}
-		}
-	}
-	s.freshByName = map[string]int{}
+	s.executable, s.byName, s.freshByName = map[int]elfplan.File{}, map[string]int{}, map[string]int{}
 	for i, f := range s.fresh.files.Files {
 		s.freshByName[rootless(f.Path)] = i
 	}
+	var pairs []pairing
+	changed := map[int]bool{} // old files
 	for _, p := range pairFiles(s.base.files, s.fresh.files, func(files.File) int { return -1 }) {
-		e, ok := s.fresh.executable(s.fresh.files.Files[p.New])
-		if !ok {
+		if p.Old < 0 {
 			continue
 		}
-		s.fresh.masked(e)
-		if old, ok := s.executable[p.Old]; ok {
-			s.pairs = append(s.pairs, elfplan.Pair{Old: old, New: e})
+		old, fresh := s.base.files.Files[p.Old], s.fresh.files.Files[p.New]
+		if s.base.executable(old) && s.fresh.executable(fresh) {
+			pairs = append(pairs, p)
+			changed[p.Old] = changed[p.Old] || !s.base.same(old, &s.fresh, fresh)
+		}
+	}
+	for _, p := range pairs {
+		if !changed[p.Old] {
+			continue
+		}
+		old, ok := s.executable[p.Old]
+		if !ok {
+			f := s.base.files.Files[p.Old]
+			if old, ok = s.base.conceal(f); !ok {
+				continue
+			}
+			s.executable[p.Old] = old
+			if _, known := s.byName[rootless(f.Path)]; !known {
+				s.byName[rootless(f.Path)] = p.Old
+			}
+		}
+		if fresh, ok := s.fresh.conceal(s.fresh.files.Files[p.New]); ok {
+			s.pairs = append(s.pairs, elfplan.Pair{Old: old, New: fresh})
 		}
 	}
 }
@@ -188,6 +133,11 @@ func (s *survey) close() {
 	if s.spool != nil {
 		s.spool.Close()
 	}
+	if s.plan != nil {
+		s.plan.close()
+	}
+	s.base.close()
+	s.fresh.close()
 }
 
 // between returns the pieces of the new image that have bytes in [from, to).
