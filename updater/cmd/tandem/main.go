@@ -41,6 +41,8 @@ var commands = map[string]func(ctx context.Context, args []string, stdin io.Read
 }
 
 func main() {
+	// Deltas are made with much memory in use for long, and little of it is garbage.
+	debug.SetGCPercent(50)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()

@@ -62,6 +62,18 @@ type worker struct {
 }
 
 func newWorker(s *survey, target Image, o Options) (*worker, error) {
+	e, err := newCompressor(o)
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{survey: s, maps: s.maps, target: target, compress: e}
+	if s.plan != nil {
+		w.matcher = s.plan.matcher()
+	}
+	return w, nil
+}
+
+func newCompressor(o Options) (*zstd.Encoder, error) {
 	e, err := zstd.NewWriter(nil,
 		zstd.WithEncoderLevel(zstd.EncoderLevel(o.Level)),
 		zstd.WithEncoderConcurrency(1),
@@ -72,11 +84,7 @@ func newWorker(s *survey, target Image, o Options) (*worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start compressor: %w", err)
 	}
-	w := &worker{survey: s, maps: s.maps, target: target, compress: e}
-	if s.plan != nil {
-		w.matcher = s.plan.matcher()
-	}
-	return w, nil
+	return e, nil
 }
 
 func (w *worker) make(offset int64, length int) (frame, error) {

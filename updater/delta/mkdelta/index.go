@@ -39,9 +39,10 @@ func indexStep(size, other int64, o Options) (int, error) {
 	return 0, fmt.Errorf("images of %d bytes within %d: %w", size+other, o.Memory, ErrMemory)
 }
 
+// hashBits chooses a table with about as many slots as blocks.
 func hashBits(blocks int64) int {
 	bits := 8
-	for int64(1)<<bits < blocks {
+	for int64(3)<<bits < 2*blocks {
 		bits++
 	}
 	return bits

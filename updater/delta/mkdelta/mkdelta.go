@@ -13,10 +13,11 @@
 // cores, nor on time. Every patch is decoded and compared with the
 // new image before it is handed out.
 //
-// Memory, in bytes: both images, their masks, an index of each (a quarter of the image and more), and some
-// 40 MiB per core; without masks and the second index where Options.Memory is tighter. What compressed files
-// unpack to comes on top while they are compared. The frames wait in a temporary file, because the table in
-// front of them needs their lengths; so do the unpacked files.
+// Memory, in bytes: both images, the executables that differ once more, an index of each image (half of
+// it), and some 100 MiB per core; without masks and the second index where Options.Memory is tighter. What
+// compressed files unpack to comes on top while they are compared, before there is an index. The frames
+// wait in a temporary file, because the table in front of them needs their lengths; so do the unpacked
+// files. Most of this is mapped, not of Go's heap, which would grow to twice of it.
 package mkdelta
 
 import (
@@ -183,6 +184,7 @@ func build(ctx context.Context, s *survey, target Image, o Options, out io.Write
 	le.PutUint64(head[16:], uint64(target.Size))
 	var base io.ReaderAt
 	if s.plan != nil {
+		s.plan.close() // early: a proof takes memory too
 		le.PutUint16(head[10:], delta.FlagBase)
 		le.PutUint64(head[24:], uint64(len(s.base.mask)))
 		copy(head[32:], s.digest[:])

@@ -23,6 +23,7 @@ type picture struct {
 	mask  []byte
 	kept  []kept // ascending, without overlap
 	files files.System
+	held  [][]byte // from outside, behind what is kept
 }
 
 // kept is what a mask hides from at on.
@@ -56,6 +57,9 @@ func newPicture(im Image) (picture, error) {
 // close gives the memory of a picture back that newPicture made.
 func (p *picture) close() {
 	release(p.mask)
+	for _, b := range p.held {
+		release(b)
+	}
 	*p = picture{}
 }
 
@@ -144,7 +148,7 @@ func (p *picture) conceal(f files.File) (elfplan.File, bool) {
 	if data == nil {
 		return elfplan.File{}, false
 	}
-	e := elfplan.File{Data: slices.Clone(data), Extents: where} // content may be the very bytes that the mask replaces
+	e := elfplan.File{Data: p.keep(data), Extents: where}
 	m := elfplan.Mask(e.Data)
 	for _, x := range where {
 		// Blocks that files share are concealed once.
@@ -154,6 +158,22 @@ func (p *picture) conceal(f files.File) (elfplan.File, bool) {
 		}
 	}
 	return e, true
+}
+
+// keep copies bytes that a mask is about to replace.
+func (p *picture) keep(b []byte) []byte {
+	const many = 16 << 20
+	k := len(p.held) - 1
+	if k < 0 || cap(p.held[k])-len(p.held[k]) < len(b) {
+		room, err := outside(max(many, int64(len(b))))
+		if err != nil {
+			return slices.Clone(b) // the heap may know a way, or says why not
+		}
+		p.held, k = append(p.held, room[:0]), k+1
+	}
+	start := len(p.held[k])
+	p.held[k] = append(p.held[k], b...)
+	return p.held[k][start:len(p.held[k]):len(p.held[k])]
 }
 
 // outside returns n zero bytes that are not the garbage collector's: it lets the heap grow to a
@@ -181,7 +201,7 @@ func numbers(n int) ([]uint32, error) {
 
 // release gives back what outside returned.
 func release(b []byte) {
-	if cap(b) > 0 {
+	if b = b[:cap(b)]; len(b) > 0 {
 		_ = syscall.Munmap(b) // it fails for what is no mapping only
 	}
 }

@@ -286,7 +286,8 @@ const unpackedAddress = 1 << 39
 // unpacked masks what a compressed file of the new image unpacks to, and pairs its executables with files
 // of the old image: an initramfs holds what the root file system holds.
 func (s *survey) unpacked(b []byte) (mask []byte, address int64) {
-	p := picture{mask: bytes.Clone(b)}
+	p := picture{mask: bytes.Clone(b), held: s.held}
+	defer func() { s.held = p.held }()
 	p.files, _ = files.List(bytes.NewReader(b), int64(len(b)))
 	address = unpackedAddress + s.addresses
 	s.addresses += int64(len(b))

@@ -45,9 +45,11 @@ func newPlan(ctx context.Context, old, fresh picture, r room) (*plan, error) {
 	return p, nil
 }
 
+// close gives the indexes back. What is left knows no matches any more.
 func (p *plan) close() {
 	p.ix.close()
 	p.again.close()
+	p.ix, p.again = nil, nil
 }
 
 // room is what the memory allows.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"runtime/debug"
 	"sort"
 
 	"github.com/tandem-ota/tandem/updater/delta"
@@ -33,6 +34,7 @@ type survey struct {
 	freshByName map[string]int // files of the new image
 	members     []member       // by address
 	spool       *spool         // plain forms of the new pieces
+	held        [][]byte       // executables in unpacked content
 }
 
 func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, err error) {
@@ -59,6 +61,8 @@ func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, e
 	if err := s.pieces(ctx, o); err != nil {
 		return nil, err
 	}
+	// What was unpacked is in the spool now, and the indexes need the room.
+	debug.FreeOSMemory()
 	if len(s.pairs) > 0 {
 		s.moves = elfplan.New(s.pairs)
 		if b := s.moves.Common(); b != nil {
@@ -116,10 +120,11 @@ func (s *survey) common(o Options, body *int64) ([]byte, error) {
 	if s.moves == nil || s.moves.Common() == nil {
 		return nil, nil
 	}
-	w, err := newWorker(s, Image{}, o)
+	e, err := newCompressor(o)
 	if err != nil {
 		return nil, err
 	}
+	w := &worker{compress: e}
 	n := 0
 	b := w.stream(nil, s.moves.Common(), &n)
 	*body = max(*body, int64(n))
@@ -138,6 +143,7 @@ func (s *survey) close() {
 	}
 	s.base.close()
 	s.fresh.close()
+	(&picture{held: s.held}).close()
 }
 
 // between returns the pieces of the new image that have bytes in [from, to).

@@ -43,7 +43,7 @@ func (p *Planner) findCommon() {
 				case s.name != t.name || s.kind != t.kind || s.layout != t.layout:
 				case s.kind == predictTypes:
 					r.compareTypes(t, s, &types, &names)
-				case s.maps[0] == checksums && s.layout.stride == 64:
+				case s.maps[0] == checksums && s.layout.Value().stride == 64:
 					r.compareChecksums(t, s, &sums)
 				}
 			}

@@ -3,7 +3,9 @@ package elfplan
 import (
 	"bytes"
 	"debug/elf"
+	"slices"
 	"strings"
+	"unique"
 )
 
 // section is a part of a file whose fields are of one kind.
@@ -13,7 +15,7 @@ type section struct {
 	size   int64
 	addr   uint64 // of its first byte, in the space of its map
 	kind   int
-	layout layout
+	layout unique.Handle[layout]
 	maps   [4]string // names of the maps
 	a      uint64    // for fields that count from a base
 	walk   bool      // regions begin where an entry does, which have no fixed size:
@@ -27,7 +29,8 @@ type file struct {
 	data     []byte
 	elf      *elf.File
 	sections []section
-	rel      bool // relocatable: addresses are section numbers and offsets
+	rel      bool   // relocatable: addresses are section numbers and offsets
+	spans    []span // of addresses that a linked file has
 	symbols  []elf.Symbol
 	number   []uint64 // by section: its number in addresses
 }
@@ -46,6 +49,9 @@ func parse(data []byte) *file {
 		f.numberSections()
 	}
 	for i, s := range e.Sections {
+		if !f.rel && s.Flags&elf.SHF_ALLOC != 0 && s.Addr != 0 {
+			f.spans = append(f.spans, span{s.Addr, s.Addr + s.Size})
+		}
 		if s.Type == elf.SHT_NOBITS || s.Type == elf.SHT_NULL || s.Size == 0 || s.Size != s.FileSize || s.Flags&elf.SHF_COMPRESSED != 0 ||
 			s.Offset+s.Size < s.Offset || s.Offset+s.Size > uint64(len(data)) {
 			continue
@@ -67,14 +73,12 @@ func (f *file) thumb() bool {
 	return n > 0
 }
 
+// span is a range of addresses with its end.
+type span struct{ start, end uint64 }
+
 // holds says whether an address is one of a section of a linked file, or the end of one.
 func (f *file) holds(addr uint64) bool {
-	for _, s := range f.elf.Sections {
-		if s.Flags&elf.SHF_ALLOC != 0 && s.Addr != 0 && addr >= s.Addr && addr-s.Addr <= s.Size {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(f.spans, func(s span) bool { return addr >= s.start && addr <= s.end })
 }
 
 // numberSections gives every section of a relocatable file the number of
@@ -94,7 +98,7 @@ func (f *file) numberSections() {
 
 // add notes what is to be predicted in a section.
 func (f *file) add(i int, s *elf.Section) {
-	out := section{name: s.Name, off: int64(s.Offset), size: int64(s.Size), addr: s.Addr, kind: predictWords}
+	out := section{name: s.Name, off: int64(s.Offset), size: int64(s.Size), addr: s.Addr, kind: predictWords, layout: table(0, 0)}
 	if f.rel {
 		out.addr = f.number[i]
 	}

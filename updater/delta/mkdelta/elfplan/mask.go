@@ -123,7 +123,7 @@ func (f *file) maskTable(s *section, out []byte) {
 		return []byte(y.Name)
 	}
 	if s.maps[0] == checksums {
-		if s.layout.stride != 64 {
+		if s.layout.Value().stride != 64 {
 			return
 		}
 		for off := s.off; off+64 <= s.off+s.size; off += 64 {
@@ -226,7 +226,7 @@ func (f *file) maskTypes(s *section, out []byte) {
 
 // scan shows the fields of a section of the file as it is.
 func (f *file) scan(s *section, data []byte, see func(predict.Sight)) {
-	g := region{start: s.off, end: s.off + s.size, kind: s.kind, layout: s.layout, a: s.a, maps: [4]int{0, 1, 2, 3}}
+	g := region{start: s.off, end: s.off + s.size, kind: s.kind, layout: s.layout.Value(), a: s.a, maps: [4]int{0, 1, 2, 3}}
 	if s.kind < predictWords {
 		g.a = s.addr - uint64(s.off)
 	}

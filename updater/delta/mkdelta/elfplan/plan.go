@@ -64,7 +64,10 @@ func New(pairs []Pair) *Planner {
 			continue
 		}
 		r.number = len(p.pairs)
-		r.old.symbols, r.new.symbols = nil, nil // only Mask needs them again
+		for _, f := range []*file{r.old, r.new} {
+			f.symbols, f.elf = nil, nil // only Mask needs them again, and there are thousands of files
+			f.sections = slices.Clip(slices.Clone(f.sections))
+		}
 		r.renumber()
 		p.pairs = append(p.pairs, r)
 		for _, e := range r.newWhere {

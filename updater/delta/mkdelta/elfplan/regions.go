@@ -109,7 +109,7 @@ func (p *Planner) candidates(at int64, runs []predict.Run) (out []*candidate) {
 					out[k].end = g.end
 				} else if k >= 0 && out[k].end > g.start {
 					// Its first entry belongs to a region of another kind of run.
-					if g.start += int64(s.layout.stride); g.start < g.end {
+					if g.start += int64(s.layout.Value().stride); g.start < g.end {
 						out = append(out, g)
 					}
 				} else if k >= 0 && out[k].joins(g) {
@@ -132,7 +132,7 @@ func (c *candidate) joins(g *candidate) bool {
 }
 
 func (p *Planner) candidate(n, o *place, s, t *section, pos, end, off, oldOff, at int64) *candidate {
-	g := &candidate{region: region{start: pos, end: end, kind: s.kind, layout: s.layout}, pair: n.pair, place: n, sec: s}
+	g := &candidate{region: region{start: pos, end: end, kind: s.kind, layout: s.layout.Value()}, pair: n.pair, place: n, sec: s}
 	for k, name := range s.maps {
 		if name != "" {
 			g.names[k] = mapName{n.pair.number, name}
@@ -167,8 +167,8 @@ func (p *Planner) candidate(n, o *place, s, t *section, pos, end, off, oldOff, a
 			return nil
 		}
 		g.start += t.off + int64(t.starts[i]) - oldOff
-	case s.layout.stride != 0:
-		e := int64(s.layout.stride)
+	case s.layout.Value().stride != 0:
+		e := int64(s.layout.Value().stride)
 		if (off-s.off)%e != (oldOff-t.off)%e {
 			return nil
 		}

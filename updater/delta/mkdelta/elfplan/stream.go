@@ -2,6 +2,7 @@ package elfplan
 
 import (
 	"encoding/binary"
+	"unique"
 
 	"github.com/tandem-ota/tandem/updater/delta/predict"
 )
@@ -33,10 +34,11 @@ type field struct {
 	key, keyWidth             int
 }
 
-func table(stride int, flags uint8, fields ...field) layout {
+// table returns a layout as a section holds it: thousands of sections have one of a few.
+func table(stride int, flags uint8, fields ...field) unique.Handle[layout] {
 	l := layout{stride: stride, flags: flags, count: len(fields)}
 	copy(l.fields[:], fields)
-	return l
+	return unique.Make(l)
 }
 
 func (l *layout) slots() int {
