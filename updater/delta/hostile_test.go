@@ -192,6 +192,7 @@ func TestHostilePlain(t *testing.T) {
 		{"a segment that packs to less", recoded(segment(2, 0, size, 22, 5, 16, 0, params)), named, delta.ErrFormat},
 		{"parameters that are none", recoded(segment(2, 0, size, 21, 5, 16, 0, []byte{0xff})), named, delta.ErrFormat},
 		{"parameters longer than the stream", frame(literals, plain, nil, join(uv(1, 2, 0, size, 21, 5, 16, 0, 1000))), named, delta.ErrFormat},
+		{"parameters as long as what is left with their own length", frame(literals, plain, nil, join(uv(1, 2, 0, size, 21, 5, 16, 0, 3), []byte{0, 0})), named, delta.ErrFormat},
 		{"too many segments", frame(literals, plain, nil, uv(1<<20)), named, delta.ErrFormat},
 		{"too many expansions", frame(literals, plain, nil, join(uv(1, 2, 0, size, 21, 5, 16, 0, 0), uv(1<<20))), named, delta.ErrFormat},
 		{"an expansion before the old image", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansion(2, 1, 8, 8))), named, delta.ErrFormat},

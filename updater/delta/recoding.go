@@ -72,7 +72,11 @@ func (r *numbers) next(most uint64) uint64 {
 }
 
 func (r *numbers) params() []byte {
-	n := r.next(uint64(len(r.b)))
+	n := r.next(MaxSize)
+	if n > uint64(len(r.b)) { // which the number itself has made shorter
+		r.err = fmt.Errorf("recoding: parameters of %d bytes: %w", n, ErrFormat)
+		return nil
+	}
 	v := r.b[:n:n]
 	r.b = r.b[n:]
 	return v

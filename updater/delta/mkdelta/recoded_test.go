@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"testing"
 
@@ -102,9 +103,14 @@ func TestCompressed(t *testing.T) {
 	}
 }
 
-// Whatever is done to a patch of compressed pieces, decoding it ends, with an error or with
-// as many bytes as were asked for.
+// Whatever is done to a patch, decoding it ends, with an error or with as many bytes as were asked for,
+// and what is not refused is either right or noticed by the image's leaves. All ways to say where bytes
+// come from are in these frames. With TANDEM_LONG (make long) it is done a hundred thousand times.
 func TestCompressedCorruption(t *testing.T) {
+	tries := 4000
+	if os.Getenv("TANDEM_LONG") != "" {
+		tries = 100_000
+	}
 	old, fresh := compressedPair(t)
 	var out bytes.Buffer
 	_, err := Make(t.Context(), image(old), image(fresh), Options{FrameSize: 2 * delta.Leaf, Workers: 2}, &out)
@@ -113,20 +119,29 @@ func TestCompressedCorruption(t *testing.T) {
 	require.NoError(t, err)
 	from := delta.Sources{Old: bytes.NewReader(old), New: bytes.NewReader(fresh)}
 	r := rand.New(rand.NewPCG(6, 6))
-	refused := 0
-	const tries = 4000
+	refused, wrong := 0, 0
+	packed, dst := make([]byte, out.Len()), make([]byte, 2*delta.Leaf+8)
 	for range tries {
-		f := p.Frame(r.IntN(p.Frames()))
-		b := bytes.Clone(out.Bytes()[f.Blob : f.Blob+f.BlobLength])
+		i := r.IntN(p.Frames())
+		f := p.Frame(i)
+		b := packed[:copy(packed, out.Bytes()[f.Blob:f.Blob+f.BlobLength])]
 		for range 1 + r.IntN(3) {
 			b[r.IntN(len(b))] ^= 1 << r.IntN(8)
 		}
-		dst := make([]byte, f.Length+8)
-		if err := p.Decode(p.FrameAt(f.Target), b, from, dst[:f.Length]); err != nil {
+		clear(dst)
+		if err := p.Decode(i, b, from, dst[:f.Length]); err != nil {
 			refused++
+		} else if !bytes.Equal(dst[:f.Length], fresh[f.Target:][:f.Length]) {
+			wrong++
 		}
-		require.Equal(t, make([]byte, 8), dst[f.Length:])
+		require.Equal(t, make([]byte, 8), dst[f.Length:][:8])
 	}
-	t.Logf("%d of %d refused, the leaves refuse the rest", refused, tries)
-	require.Positive(t, refused)
+	// A patch cut short has no table, or a frame that is not there.
+	for n := range out.Len() {
+		p, err := delta.Open(bytes.NewReader(out.Bytes()[:n]), int64(n), delta.Limits{Memory: 64 << 20, Size: int64(len(fresh))})
+		require.ErrorIs(t, err, delta.ErrFormat, "cut to %d bytes", n)
+		require.Nil(t, p)
+	}
+	t.Logf("%d patches damaged: %d refused, %d caught by the leaves, %d right all the same", tries, refused, wrong, tries-refused-wrong)
+	require.Greater(t, refused, tries/10)
 }
