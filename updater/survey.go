@@ -7,6 +7,7 @@ import (
 
 	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/partition"
+	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/delta/blocks"
 	"github.com/tandem-ota/tandem/updater/manifest"
 )
@@ -29,6 +30,15 @@ func (u *Updater) survey(ctx context.Context, src Source, p payload, from int64)
 	if err != nil {
 		return nil, err
 	}
+	// The first leaf says how long the index is. What is behind it must not be read ahead.
+	var header [blocks.HeaderSize]byte
+	if _, err := blob.ReadAt(header[:], 0); err != nil && err != io.EOF {
+		return nil, err
+	}
+	length := min(roundUp(blocks.Length(header[:])), p.Blob.Size)
+	if planner, ok := src.(Planner); ok && length > manifest.LeafSize {
+		planner.Plan(p.Blob.Digest, []transport.Range{{manifest.LeafSize, length - manifest.LeafSize}})
+	}
 	x, err := blocks.Open(blob, p.Blob.Size, blocks.Limits{Memory: u.p.Memory, Size: p.image.Size})
 	if err != nil {
 		return nil, fmt.Errorf("index payload: %w", err)
@@ -39,12 +49,12 @@ func (u *Updater) survey(ctx context.Context, src Source, p payload, from int64)
 		}
 	}
 	x.Finished()
-	leaves := (x.IndexSize() + manifest.LeafSize - 1) / manifest.LeafSize
-	return &survey{
-		index:   x,
-		fetched: p.Blob.TreeSize() + min(leaves*manifest.LeafSize, p.Blob.Size),
-		missing: x.Missing(x.FrameAt(from)),
-	}, nil
+	return &survey{index: x, fetched: p.Blob.TreeSize() + length, missing: x.Missing(x.FrameAt(from))}, nil
+}
+
+// roundUp returns n bytes as whole leaves.
+func roundUp(n int64) int64 {
+	return (n + manifest.LeafSize - 1) / manifest.LeafSize * manifest.LeafSize
 }
 
 // scan looks for blocks in one slot.
