@@ -167,6 +167,7 @@ func TestUpdatePowerCut(t *testing.T) {
 	}{
 		{"by deltas, into a new slot", story{fresh, "2.0.0", commits("2.0.0")}, nothing},
 		{"in full, over an older system", story{older, "4.0.0-full", commits("4.0.0-full")}, nothing},
+		{"by indexes, over an older system", story{older, "3.3.0-index", commits("3.3.0-index")}, nothing},
 		{"and the journal with it", story{older, "2.0.0", commits("2.0.0")}, theJournal},
 		{"and the boot record with it", story{older, "2.0.0", commits("2.0.0")}, theRecord},
 		{"and both with it", story{older, "2.0.0", commits("2.0.0")}, both},

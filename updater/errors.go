@@ -51,9 +51,12 @@ var (
 	ErrOnTrial = errors.New("the running system is on trial")
 	// ErrNotOnTrial means that there is no trial to commit.
 	ErrNotOnTrial = errors.New("the running system is not on trial")
-	// ErrNoDelta means that no delta of the release fits what runs here, and that
-	// policy does not allow to download the whole images.
+	// ErrNoDelta means that no delta of the release fits what runs here, that no index
+	// payload spares much either, and that policy does not allow to download the whole images.
 	ErrNoDelta = errors.New("no delta fits what runs here")
+	// ErrBudget means that an index payload costs more bytes than the source may still
+	// bring. A delta from what runs here would cost less, another source may have no budget.
+	ErrBudget = errors.New("over the byte budget")
 	// ErrBase means that the running system is damaged on its medium, so that deltas make
 	// something else of it than they should. The whole images help, where policy allows
 	// them; the medium may be failing.
@@ -87,7 +90,7 @@ func permanent(err error) bool {
 		return true // though they wrap what would pass
 	}
 	return !unsound(err) && !among(err, fs.ErrNotExist, syscall.EIO, syscall.ENOSPC, syscall.ENOMEM) && among(err,
-		ErrMismatch, ErrMemory, ErrBoard, ErrDowngrade, ErrEpoch, ErrFailedBefore, ErrAttempts, ErrNoDelta, ErrNewerData,
+		ErrMismatch, ErrMemory, ErrBoard, ErrDowngrade, ErrEpoch, ErrFailedBefore, ErrAttempts, ErrNoDelta, ErrBudget, ErrNewerData,
 		delta.ErrFormat, delta.ErrLimit, delta.ErrMemory, delta.ErrUnsupported, external.ErrHandler,
 		manifest.ErrFormat, manifest.ErrCritical, manifest.ErrTooLarge, manifest.ErrUnsupported,
 		partition.ErrWriter, partition.ErrOutside)

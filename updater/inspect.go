@@ -118,6 +118,6 @@ func (u *Updater) CheckRelease(ctx context.Context, src Source, o Options) (vers
 	if err := u.admit(rel, o); err != nil {
 		return rel.String(), fmt.Errorf("release %s: %w", rel, err)
 	}
-	_, err = u.choose(rel, o)
+	_, err = u.choose(ctx, nil, rel, o)
 	return rel.String(), err
 }

@@ -298,13 +298,8 @@ func TestRottenBase(t *testing.T) {
 		for at := int64(4096 + 17); at < rootSize; at += leaf {
 			d := newDevice(t, "1.0.0", "")
 			d.root(bootctl.A).Flip(at, 3)
-			slots := &slots{d: d, held: map[string]bool{}}
-			d.slot, d.bootID = bootctl.A, "this" // the first program reads through verity, this one does not
-			parts := d.parts("1.0.0")
-			parts.Slots = slots
-			u, err := New(parts)
-			require.NoError(t, err)
-			err = d.install(u, "2.0.0", Options{})
+			u := d.startUnverified()
+			err := d.install(u, "2.0.0", Options{})
 			if err == nil {
 				continue // the delta does not need this block
 			}
@@ -326,6 +321,15 @@ func TestRottenBase(t *testing.T) {
 		}
 		require.GreaterOrEqual(t, noticed, 3)
 	})
+}
+
+// startUnverified starts the program of slot A, whatever that holds: the first program
+// reads through verity, this one does not.
+func (d *device) startUnverified() *Updater {
+	d.slot, d.bootID = bootctl.A, "this"
+	u, err := New(d.parts("1.0.0"))
+	require.NoError(d.t, err)
+	return u
 }
 
 // mend gives a slot its root file system back, as a person would.

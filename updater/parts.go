@@ -30,6 +30,21 @@ type Source interface {
 	ReadRange(ctx context.Context, blob manifest.Digest, off int64, p []byte) (int, error)
 }
 
+// Planner is a Source that reads ahead where it knows what will be read: else each of
+// many small ranges costs a round trip.
+type Planner interface {
+	// Plan says what will be read of the blob from now on, from low offsets to high. It
+	// ends the plan of before, and what was read ahead for it and is not in the new one. It
+	// promises nothing: ReadRange may be asked for anything.
+	Plan(blob manifest.Digest, ranges []transport.Range)
+}
+
+// Metered is a Source with a limit on the bytes of blobs that it brings.
+type Metered interface {
+	// Left is how many more it brings; limited is false if there is no limit.
+	Left() (bytes int64, limited bool)
+}
+
 // Disk is one partition of a slot, open.
 type Disk interface {
 	partition.Disk

@@ -60,8 +60,10 @@ type Updater struct {
 	stopChecks context.CancelFunc
 	lastErr    string
 	alarm      string
-	rebooting  bool   // a restart was asked for
-	sequence   uint64 // of events in this boot
+	rebooting  bool            // a restart was asked for
+	sequence   uint64          // of events in this boot
+	fetching   manifest.Digest // the release that an installation is at
+	unbooked   int64           // bytes downloaded for it before there was an update to book them on
 	meter      meter
 	watchers   map[chan transport.Progress]struct{}
 }
@@ -143,7 +145,7 @@ func New(p Parts) (*Updater, error) {
 type Options struct {
 	Force   bool   // also a release that failed here, was tried too often or is not newer; never below the floor of epochs
 	Online  bool   // the source can keep TUF timestamp and snapshot fresh
-	Full    string // transport.FullFail, FullWait or FullGo, where no delta fits; "" is FullFail
+	Full    string // transport.FullFail, FullWait or FullGo, where neither delta nor index spares the whole images; "" is FullFail
 	Counter uint64 // of the statement that asked for it
 	Hold    bool   // stop before the reboot; the next reboot starts the trial
 	// Manifest is the digest of the release that is asked for; "" takes what the
@@ -181,7 +183,8 @@ func (u *Updater) Install(ctx context.Context, src Source, o Options) (err error
 	if err := u.admit(rel, o); err != nil {
 		return fmt.Errorf("release %s: %w", rel, err)
 	}
-	payloads, err := u.choose(rel, o)
+	u.fetches(rel.digest)
+	payloads, err := u.choose(ctx, src, rel, o)
 	if err != nil {
 		return fmt.Errorf("release %s: %w", rel, err)
 	}

@@ -134,82 +134,12 @@ func (u *Updater) admit(rel release, o Options) error {
 	return nil
 }
 
-// payload is the chosen way to come by one image.
-type payload struct {
-	manifest.Payload
-	image    manifest.Image
-	manifest manifest.Manifest
-	base     *manifest.Image // of the running slot, for a delta
-}
-
-// choose picks for each image the smallest download that fits what runs and what the
-// device's memory allows. A whole image instead of a delta is never chosen quietly:
-// policy has to allow it, except where the release offers no other way.
-func (u *Updater) choose(rel release, o Options) ([]payload, error) {
-	var chosen []payload
-	for _, img := range rel.m.Images {
-		best, err := u.chooseOne(img, o, false)
-		if err != nil {
-			return nil, fmt.Errorf("image %s: %w", img.Name, err)
-		}
-		best.manifest = rel.m
-		chosen = append(chosen, best)
-	}
-	return chosen, nil
-}
-
-// chooseOne picks for one image. A base that has rotted is none.
-func (u *Updater) chooseOne(img manifest.Image, o Options, rotten bool) (payload, error) {
-	var best *payload
-	var deltas, tooBig int
-	for _, offer := range img.Payloads {
-		p := payload{Payload: offer, image: img}
-		switch offer.Kind {
-		case manifest.KindFull:
-		case manifest.KindDelta:
-			deltas++
-			if p.base = u.base(img, offer.Base); p.base == nil || rotten {
-				continue
-			}
-		default:
-			continue // of a newer device program
-		}
-		if offer.Memory > u.p.Memory {
-			tooBig++
-			continue
-		}
-		if best == nil || offer.Blob.Size < best.Blob.Size {
-			best = &p
-		}
-	}
-	switch {
-	case best == nil && tooBig > 0:
-		return payload{}, fmt.Errorf("%w: %d bytes", ErrMemory, u.p.Memory)
-	case best == nil:
-		return payload{}, ErrNoDelta
-	case best.Kind == manifest.KindFull && deltas > 0 && o.Full != transport.FullGo && img.Type == manifest.TypeSlot:
-		return payload{}, fmt.Errorf("%w: %s in slot %s is no base, and policy does not allow %d bytes in full", ErrNoDelta, u.running.Manifest.Version, u.running.Slot, best.Blob.Size)
-	}
-	u.event("chosen", fmt.Sprintf("%s: %s of %d bytes for %d", img.Name, best.Kind, best.Blob.Size, img.Size))
-	return *best, nil
-}
-
-// base returns the image of the running slot that a delta starts from.
-func (u *Updater) base(img manifest.Image, digest manifest.Digest) *manifest.Image {
-	for _, old := range u.running.Manifest.Images {
-		if old.Type == manifest.TypeSlot && old.Target == img.Target && old.Digest == digest {
-			return &old
-		}
-	}
-	return nil
-}
-
 // begin makes the spare slot one that nobody boots, before the first byte of it
 // changes, unless an interrupted installation of the same release already did.
 func (u *Updater) begin(ctx context.Context, rel release, o Options) error {
 	j := u.journal()
 	if j.Update != nil && State(j.State) != Trial {
-		if j.Update.Manifest == rel.digest && j.Update.Slot == string(u.spare()) {
+		if u.begun(j, rel) {
 			// The marks below are made again: the journal may be older than they are.
 			u.event("resuming", fmt.Sprintf("release %s in slot %s", rel, u.spare()))
 			u.change(func(j *journal.Journal) { j.Update.Force, j.Update.Counter = o.Force, o.Counter })
@@ -218,13 +148,14 @@ func (u *Updater) begin(ctx context.Context, rel release, o Options) error {
 		u.conclude(transport.Failed, "superseded", "", "release "+rel.String()+" was asked for instead")
 		_ = u.cleanUp(ctx)
 	}
+	ahead := u.ahead()
 	if err := u.must(func(j *journal.Journal) {
 		j.Begin(rel.digest)
 		j.State = string(Writing)
 		j.Update = &journal.Update{
 			ID: u.p.NewID(), Manifest: rel.digest, Version: rel.m.Version, Sequence: rel.m.Sequence,
 			Slot: string(u.spare()), Tries: rel.m.Trial.Tries, Force: o.Force, Counter: o.Counter,
-			Started: u.p.Now().Unix(), Written: map[string]int64{},
+			Started: u.p.Now().Unix(), Written: map[string]int64{}, Cost: journal.Cost{Downloaded: ahead},
 		}
 	}); err != nil {
 		return err

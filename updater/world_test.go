@@ -19,6 +19,7 @@ import (
 
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/mkblocks"
 	"github.com/tandem-ota/tandem/updater/manifest"
 	"github.com/tandem-ota/tandem/updater/trust"
 	"github.com/tandem-ota/tandem/updater/trust/mktrust"
@@ -66,6 +67,8 @@ type variant struct {
 	sequence uint64
 	base     string // deltas start from here; "" for none
 	deltas   bool   // offer no whole images
+	index    bool   // offer index payloads
+	alien    bool   // has nothing in common with the others
 	change   func(m *manifest.Manifest)
 	external bool
 	memory   int64 // if not 0, what its deltas claim to need
@@ -90,6 +93,9 @@ var variants = []variant{
 	}},
 	{version: "2.8.0-external", sequence: 28, external: true},
 	{version: "2.9.0-unlisted", sequence: 29, unlisted: true},
+	{version: "3.3.0-index", sequence: 33, base: "2.0.0", index: true},
+	{version: "3.4.0-both", sequence: 34, base: "1.0.0", index: true},
+	{version: "3.5.0-alien", sequence: 35, index: true, alien: true},
 	{version: "3.1.0-network", sequence: 31, change: func(m *manifest.Manifest) { m.Trial.Network = manifest.NetworkRequire }},
 	{version: "3.2.0-schema", sequence: 32, change: func(m *manifest.Manifest) {
 		m.DataSchema = manifest.Schema{Version: 9, ReadableFrom: 5, Migrate: "/usr/lib/migrate"}
@@ -171,6 +177,16 @@ func content(seed uint64, size int) []byte {
 	return b
 }
 
+// alien is a system like no other.
+func alien(seed uint64, size int) []byte {
+	b := make([]byte, size)
+	fill := rand.New(rand.NewPCG(seed, uint64(size)+1))
+	for i := range b {
+		b[i] = byte(fill.Uint32())
+	}
+	return b
+}
+
 // make builds a release without signing it.
 func (w *world) make(v variant) (*made, error) {
 	r := &made{images: map[string][]byte{}, blobs: map[manifest.Digest][]byte{}}
@@ -195,6 +211,14 @@ func (w *world) make(v variant) (*made, error) {
 			}
 			img.Payloads = append(img.Payloads, manifest.Payload{Kind: manifest.KindDelta, Base: manifest.DigestOf(old.images[name]), Blob: r.blob(patch.Bytes()), Memory: stats.Memory})
 		}
+		if v.index && kind == manifest.TypeSlot {
+			var blob bytes.Buffer
+			stats, err := mkblocks.Make(ctx, mkblocks.Image{ReaderAt: bytes.NewReader(data), Size: int64(len(data))}, mkblocks.Options{FrameSize: frame, Window: frame, Workers: 1}, &blob)
+			if err != nil {
+				return err
+			}
+			img.Payloads = append(img.Payloads, manifest.Payload{Kind: manifest.KindIndex, Blob: r.blob(blob.Bytes()), Memory: stats.Memory})
+		}
 		if !v.deltas {
 			var patch bytes.Buffer
 			stats, err := mkdelta.MakeFull(ctx, target, mkdelta.Options{Level: 1, FrameSize: frame, Workers: 1}, &patch)
@@ -205,6 +229,10 @@ func (w *world) make(v variant) (*made, error) {
 		}
 		r.m.Images = append(r.m.Images, img)
 		return nil
+	}
+	content := content
+	if v.alien {
+		content = alien
 	}
 	if err := add("boot", manifest.TypeSlot, content(v.sequence, bootSize)); err != nil {
 		return nil, err

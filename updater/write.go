@@ -2,7 +2,6 @@ package updater
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +10,6 @@ import (
 	"time"
 
 	"github.com/tandem-ota/tandem/partition"
-	"github.com/tandem-ota/tandem/transport"
-	"github.com/tandem-ota/tandem/updater/delta"
 	"github.com/tandem-ota/tandem/updater/external"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
@@ -30,8 +27,9 @@ const (
 	handlerTime = 15 * time.Minute // Parts.Handlers
 )
 
-// bring is write, and takes the whole image where the base of its delta turns out to be
-// damaged. Policy decides, as it does where no delta fits.
+// bring is write, and looks for another way where the base of the delta turns out to be
+// damaged: an index payload, which takes from a slot only what is sound, or the whole
+// image. Policy decides, as it does where no delta fits.
 func (u *Updater) bring(ctx context.Context, src Source, p payload, o Options) error {
 	err := u.write(ctx, src, p)
 	if p.base == nil || !among(err, ErrMismatch, syscall.EIO) {
@@ -43,12 +41,11 @@ func (u *Updater) bring(ctx context.Context, src Source, p payload, o Options) e
 	}
 	base := fmt.Sprintf("%s of %s in slot %s", p.base.Name, u.running.Manifest.Version, u.running.Slot)
 	u.event("damaged", fmt.Sprintf("%s: %v", base, damage))
-	whole, err := u.chooseOne(p.image, o, true)
+	other, err := u.chooseAgain(ctx, src, p, o)
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrBase, base, err)
 	}
-	whole.manifest = p.manifest
-	return u.write(ctx, src, whole)
+	return u.write(ctx, src, other)
 }
 
 // write brings one image to its place: a slot's partition, or an external handler.
@@ -133,133 +130,6 @@ func reserve(role string) int64 {
 		return partition.RecordSize
 	}
 	return 0
-}
-
-// rebuild decodes the payload from the byte at from on and hands out the image leaf by
-// leaf, each proven against the manifest before anybody sees it. made is where the
-// leaves went, nil if they cannot be read from there.
-func (u *Updater) rebuild(ctx context.Context, src Source, p payload, from int64, made io.ReaderAt, leaves []byte, step *step, leaf func([]byte) error) error {
-	blob, err := u.blob(ctx, src, p.Blob, step)
-	if err != nil {
-		return err
-	}
-	patch, err := delta.Open(blob, p.Blob.Size, delta.Limits{Memory: u.p.Memory, Size: p.image.Size})
-	if err != nil {
-		return err
-	}
-	sources := delta.Sources{New: made}
-	if sum, needed := patch.Base(); needed {
-		if p.base == nil || sum != p.base.Digest.Sum() || patch.BaseSize() != p.base.Size {
-			return fmt.Errorf("%w: payload starts from another image than the manifest says", delta.ErrFormat)
-		}
-		d, err := u.p.Slots.Read(u.running.Slot, p.image.Target)
-		if err != nil {
-			return err
-		}
-		defer d.Close()
-		sources.Old = io.NewSectionReader(d, 0, p.base.Size)
-	}
-	var packed, plain []byte
-	for i := patch.FrameAt(from); i < patch.Frames(); i++ {
-		f := patch.Frame(i)
-		packed, plain = grow(packed, f.BlobLength), grow(plain, f.Length)
-		if _, err := blob.ReadAt(packed, f.Blob); err != nil && err != io.EOF {
-			return err
-		}
-		if err := patch.Decode(i, packed, sources, plain); err != nil {
-			return err
-		}
-		for at := int64(0); at < f.Length; at += manifest.LeafSize {
-			offset := f.Target + at
-			if offset < from {
-				continue // the checkpoint is inside this frame
-			}
-			data := plain[at:min(at+manifest.LeafSize, f.Length)]
-			if n := offset / manifest.LeafSize; sha256.Sum256(data) != [32]byte(leaves[32*n:32*n+32]) {
-				return fmt.Errorf("%w: bytes %d to %d of %s, made from a %s", ErrMismatch, offset, offset+int64(len(data)), p.image.Name, p.Kind)
-			}
-			if err := leaf(data); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// grow returns a slice of n bytes, reusing b where it is large enough.
-func grow(b []byte, n int64) []byte {
-	if int64(cap(b)) < n {
-		return make([]byte, n)
-	}
-	return b[:n]
-}
-
-// verified reads one blob of a release, every byte of it checked on arrival.
-type verified struct {
-	ctx  context.Context
-	v    *transport.Verified
-	step *step
-}
-
-// ReadAt waits for the link; that is nobody's fault and no reason for a watchdog.
-func (b verified) ReadAt(p []byte, off int64) (int, error) {
-	b.step.pause()
-	defer b.step.resume()
-	return b.v.ReadAt(b.ctx, p, off)
-}
-
-// blob opens a blob for checked reading.
-func (u *Updater) blob(ctx context.Context, src Source, c manifest.Content, step *step) (verified, error) {
-	leaves, err := u.tree(ctx, src, c)
-	if err != nil {
-		return verified{}, err
-	}
-	read := func(ctx context.Context, off int64, p []byte) (int, error) {
-		n, err := src.ReadRange(ctx, c.Digest, off, p)
-		u.downloaded(int64(n))
-		return n, err
-	}
-	tree := c.Tree
-	if tree == "" {
-		tree, leaves = c.Digest, nil
-	}
-	v, err := transport.NewVerified(read, c.Size, string(tree), leaves)
-	if err != nil {
-		return verified{}, fmt.Errorf("blob %s: %w", c.Digest, err)
-	}
-	return verified{ctx: ctx, v: v, step: step}, nil
-}
-
-// tree fetches the list of leaf digests of a content; of a small one, its digest is
-// the list. The list is checked as a whole against its own signed digest.
-func (u *Updater) tree(ctx context.Context, src Source, c manifest.Content) ([]byte, error) {
-	if c.Tree == "" {
-		sum := c.Digest.Sum()
-		return sum[:], nil
-	}
-	list := make([]byte, c.TreeSize()) // bounded by manifest.MaxContent
-	for have := 0; have < len(list); {
-		n, err := src.ReadRange(ctx, c.Tree, int64(have), list[have:])
-		have += n
-		u.downloaded(int64(n))
-		if err != nil && !(err == io.EOF && have == len(list)) {
-			return nil, fmt.Errorf("tree %s: %w", c.Tree, err)
-		}
-	}
-	if manifest.DigestOf(list) != c.Tree {
-		return nil, fmt.Errorf("tree %s: %w", c.Tree, transport.ErrLeaf)
-	}
-	return list, nil
-}
-
-// downloaded counts what came from the source, whoever it is.
-func (u *Updater) downloaded(n int64) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.j.Update != nil {
-		u.j.Update.Cost.Downloaded += n // saved with the next checkpoint
-	}
-	u.meter.downloaded += n
 }
 
 // writeExternal hands an image to its handler: prepare, then all bytes on its

@@ -28,6 +28,7 @@ type Link struct {
 	reading chan struct{} // holds a token while nobody reads
 	mu      sync.Mutex
 	cur     *transfer // nil, or the one that blocks go to
+	plan    plan      // what was said that will be read
 	win     *window   // outlives transfers: the line stays the same
 }
 
@@ -240,6 +241,7 @@ func (l *Link) read(ctx context.Context, get transport.Get, off int64, p []byte)
 		}
 		l.cur = t
 	}
+	l.follow(t)
 	l.mu.Unlock()
 	n, err := t.readAt(ctx, off, p)
 	if err != nil && !errors.Is(err, io.EOF) {

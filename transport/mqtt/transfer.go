@@ -61,8 +61,10 @@ type transfer struct {
 	mu      sync.Mutex
 	win     *window
 	spans   []*span
-	eof     int64 // -1: not known
-	lastEnd int64 // where the last read ended; a read from there is a step forward
+	eof     int64             // -1: not known
+	lastEnd int64             // where the last read ended; a read from there is a step forward
+	planned bool              // it follows a plan: spans may have gaps between them
+	plan    []transport.Range // what of it has no spans yet
 	absent  int
 	order   uint64
 	arrival time.Time // of the last block
@@ -88,7 +90,7 @@ func (t *transfer) readAt(ctx context.Context, off int64, p []byte) (int, error)
 	forward := off == t.lastEnd
 	if off < t.lastEnd {
 		// Who reads again does not believe what came. That goes for the end, too.
-		t.spans, t.eof = nil, -1
+		t.unplan()
 	}
 	t.mu.Unlock()
 	n := 0
@@ -99,8 +101,14 @@ func (t *transfer) readAt(ctx context.Context, off int64, p []byte) (int, error)
 			return n, err
 		}
 		t.mu.Lock()
+		if t.planned && n < len(p) {
+			t.seek(off + int64(n))
+		}
 		n += t.take(off+int64(n), p[n:])
 		pos := off + int64(n)
+		if t.planned && n < len(p) {
+			t.seek(pos)
+		}
 		t.lastEnd = pos
 		over := t.eof >= 0 && pos >= t.eof
 		limit := off + int64(len(p))
@@ -139,7 +147,7 @@ func (t *transfer) readAt(ctx context.Context, off int64, p []byte) (int, error)
 // take copies what is there at off and forgets what lies before it. A reader
 // that jumps loses what was read ahead.
 func (t *transfer) take(off int64, p []byte) int {
-	if len(t.spans) > 0 {
+	if len(t.spans) > 0 && !t.planned {
 		last := t.spans[len(t.spans)-1]
 		if off < t.spans[0].off || off > last.off+int64(last.n) {
 			t.spans, t.eof = nil, -1
@@ -149,7 +157,7 @@ func (t *transfer) take(off int64, p []byte) int {
 	for len(t.spans) > 0 {
 		s := t.spans[0]
 		if s.off+int64(s.n) > off {
-			if !s.got || n == len(p) {
+			if !s.got || n == len(p) || s.off > off {
 				break
 			}
 			c := copy(p[n:], s.data[min(int64(len(s.data)), off-s.off):])
@@ -250,6 +258,10 @@ func (t *transfer) ask(pos, limit int64) (gets [][]byte, next time.Time, err err
 	if k := len(t.spans); k > 0 {
 		end = t.spans[k-1].off + int64(t.spans[k-1].n)
 	}
+	if t.planned && more && err == nil {
+		err = t.proceed(flight, held, want)
+		end = limit
+	}
 	for more && err == nil && end < limit {
 		// Blocks are aligned to their size, so that a size that grew waits for
 		// its place.
@@ -274,39 +286,6 @@ func (t *transfer) ask(pos, limit int64) (gets [][]byte, next time.Time, err err
 		err = nil // what is on its way may be all that the reader needs
 	}
 	return t.requests(send, now), next, err
-}
-
-// requests returns as few Gets as the limits on ranges allow.
-func (t *transfer) requests(send []*span, now time.Time) (gets [][]byte) {
-	for len(send) > 0 {
-		g := t.get
-		g.Block = send[0].n
-		var sum int64
-		i := 0
-		for ; i < len(send) && send[i].n == g.Block && sum+int64(send[i].n) <= transport.MaxRequest; i++ {
-			s := send[i]
-			if k := len(g.Ranges); k > 0 && g.Ranges[k-1][0]+g.Ranges[k-1][1] == s.off {
-				g.Ranges[k-1][1] += int64(s.n)
-			} else if k == transport.MaxRanges {
-				break
-			} else {
-				g.Ranges = append(g.Ranges, transport.Range{s.off, int64(s.n)})
-			}
-			sum += int64(s.n)
-		}
-		msg, err := g.Encode()
-		if err != nil {
-			return gets // cannot be: the limits above are those of Encode
-		}
-		gets = append(gets, msg)
-		for _, s := range send[:i] {
-			t.order++
-			s.asked, s.order = now, t.order
-			s.tries++
-		}
-		send = send[i:]
-	}
-	return gets
 }
 
 // block takes what came on the block topic. It never blocks.

@@ -222,6 +222,12 @@ func (f fleet) Source(d manifest.Digest) updater.Source {
 	return f.link.Source(d)
 }
 
+// What the core asks of a source that can do it, the link can.
+var (
+	_ updater.Planner = (*mqtt.Source)(nil)
+	_ updater.Metered = (*mqtt.Source)(nil)
+)
+
 // noSource is where a device gets releases from that has no link.
 type noSource struct{}
 

@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	switch verb {
 	case "install":
 		flags.BoolVar(&o.force, "force", false, "also what is not newer, or failed here before")
-		flags.BoolVar(&o.full, "full", false, "whole images where no delta fits")
+		flags.BoolVar(&o.full, "full", false, "whole images where nothing smaller fits")
 		flags.BoolVar(&o.hold, "hold", false, "do not reboot")
 		most = 1
 	case "commit":
@@ -263,7 +263,7 @@ func codeOf(err error) int {
 		{6, []error{updater.ErrAlarm, bootctl.ErrNoRecord}},
 		{7, []error{updater.ErrInstalled}},
 		{3, []error{
-			updater.ErrBoard, updater.ErrDowngrade, updater.ErrEpoch, updater.ErrFailedBefore, updater.ErrAttempts, updater.ErrNoDelta, updater.ErrBase, updater.ErrMemory,
+			updater.ErrBoard, updater.ErrDowngrade, updater.ErrEpoch, updater.ErrFailedBefore, updater.ErrAttempts, updater.ErrNoDelta, updater.ErrBudget, updater.ErrBase, updater.ErrMemory,
 			updater.ErrNewerData, updater.ErrNoFallback, updater.ErrOnTrial, updater.ErrNotOnTrial, updater.ErrNoAlarm, updater.ErrNotInstalling, updater.ErrCancelled,
 			trust.ErrSignature, trust.ErrThreshold, trust.ErrExpired, trust.ErrRollback, trust.ErrNoTarget, trust.ErrMismatch, trust.ErrFormat,
 			manifest.ErrFormat, manifest.ErrCritical, manifest.ErrUnsupported, manifest.ErrTooLarge,

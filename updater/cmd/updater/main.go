@@ -3,7 +3,7 @@
 //
 //	updater run                      the agent: follows the fleet, serves the other commands
 //	updater install RELEASE          from a folder or tar file (a USB stick), then reboots
-//	        -full        download whole images where no delta fits
+//	        -full        take whole images where nothing smaller fits
 //	        -force       also what is not newer, or failed here before
 //	        -hold        do not reboot
 //	updater status                   what runs, what is in the slots, how the last update ended

@@ -228,6 +228,13 @@ func Open(blob io.ReaderAt, blobSize int64, lim Limits) (*Index, error) {
 	return x, nil
 }
 
+// Length is how much of a blob Open reads from its beginning, going by the first
+// HeaderSize bytes, for those who fetch ahead. Open does not rely on it.
+func Length(header []byte) int64 {
+	n := binary.LittleEndian.Uint64(header[64:HeaderSize])
+	return HeaderSize + int64(min(n, 1<<32))
+}
+
 // parse reads the index in small pieces, so that it exists only once in memory.
 func (x *Index) parse(blob io.ReaderAt, h []byte, fresh, units, width, most, blobSize int64) error {
 	sum := sha256.New()
