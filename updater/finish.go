@@ -42,7 +42,7 @@ func (u *Updater) readBack(ctx context.Context, src Source, rel release) error {
 		if img.Type != manifest.TypeSlot {
 			continue
 		}
-		leaves, err := u.tree(ctx, src, img.Content)
+		leaves, err := u.leaves(ctx, src, img)
 		if err != nil {
 			return err
 		}

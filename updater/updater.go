@@ -40,7 +40,8 @@ type Updater struct {
 	running Running
 	record  *oneAtATime // is p.Record
 
-	busy sync.Mutex // held by whoever changes slots
+	busy  sync.Mutex                 // held by whoever changes slots
+	lists map[manifest.Digest][]byte // the leaf digests that it has fetched, by tree; nil outside of an installation
 
 	tuf sync.Mutex // guards Parts.TUF, which an installation and a statement may both ask
 
@@ -167,6 +168,8 @@ func (u *Updater) Install(ctx context.Context, src Source, o Options) (err error
 	defer unlock()
 	ctx, done := u.cancellable(ctx)
 	defer done()
+	u.lists = map[manifest.Digest][]byte{}
+	defer func() { u.lists = nil }()
 	defer func() {
 		// Before the first byte is written too: who asks must not take it for a link that broke.
 		for _, why := range []error{ErrCancelled, ErrSuperseded} {

@@ -18,8 +18,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/delta/leaves"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/mkblocks"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/mkleaves"
 	"github.com/tandem-ota/tandem/updater/manifest"
 	"github.com/tandem-ota/tandem/updater/trust"
 	"github.com/tandem-ota/tandem/updater/trust/mktrust"
@@ -209,7 +211,15 @@ func (w *world) make(v variant) (*made, error) {
 			if v.memory != 0 {
 				stats.Memory = v.memory
 			}
-			img.Payloads = append(img.Payloads, manifest.Payload{Kind: manifest.KindDelta, Base: manifest.DigestOf(old.images[name]), Blob: r.blob(patch.Bytes()), Memory: stats.Memory})
+			p := manifest.Payload{Kind: manifest.KindDelta, Base: manifest.DigestOf(old.images[name]), Blob: r.blob(patch.Bytes()), Memory: stats.Memory}
+			if list := r.blobs[img.Tree]; list != nil {
+				told, err := mkleaves.Make(ctx, leaves.Image(base), leaves.Image(target), list)
+				if err != nil {
+					return err
+				}
+				p.Leaves = r.blob(told)
+			}
+			img.Payloads = append(img.Payloads, p)
 		}
 		if v.index && kind == manifest.TypeSlot {
 			var blob bytes.Buffer

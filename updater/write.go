@@ -81,7 +81,7 @@ func (u *Updater) write(ctx context.Context, src Source, p payload) error {
 			j.Update.Cost.Skipped = start.Skipped + c.Skipped
 		})
 	}
-	leaves, err := u.tree(ctx, src, p.image.Content)
+	leaves, err := u.leaves(ctx, src, p.image)
 	if err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func (u *Updater) writeExternal(ctx context.Context, src Source, p payload) erro
 	if err != nil || done {
 		return err
 	}
-	leaves, err := u.tree(ctx, src, p.image.Content)
+	leaves, err := u.leaves(ctx, src, p.image)
 	if err != nil {
 		return err
 	}

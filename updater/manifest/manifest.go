@@ -138,6 +138,9 @@ type Payload struct {
 	Base   Digest  `json:"base,omitempty"` // the image that a delta starts from
 	Blob   Content `json:"blob"`           // what is downloaded
 	Memory int64   `json:"memory"`         // bytes that applying it needs
+	// Leaves tells the image's leaf digests from the base (package leaves), for less than
+	// the tree takes; zero if there is no such blob.
+	Leaves Content `json:"leaves,omitzero"`
 }
 
 // What a trial does about a lost network.

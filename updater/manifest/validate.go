@@ -16,6 +16,7 @@ var known = set(
 	"images.verity", "images.verity.root_hash", "images.verity.salt", "images.verity.data_blocks",
 	"images.payloads", "images.payloads.kind", "images.payloads.base", "images.payloads.memory",
 	"images.payloads.blob", "images.payloads.blob.digest", "images.payloads.blob.size", "images.payloads.blob.tree",
+	"images.payloads.leaves", "images.payloads.leaves.digest", "images.payloads.leaves.size", "images.payloads.leaves.tree",
 	"trial", "trial.tries", "trial.deadline_seconds", "trial.window_seconds", "trial.network",
 	"health", "health.name", "health.kind", "health.target", "health.args", "health.timeout_seconds",
 	"data_schema", "data_schema.version", "data_schema.readable_from", "data_schema.migrate",
@@ -117,6 +118,9 @@ func (m Manifest) validateImages() error {
 		contents := []Content{im.Content}
 		for _, p := range im.Payloads {
 			contents = append(contents, p.Blob)
+			if p.Leaves != (Content{}) {
+				contents = append(contents, p.Leaves)
+			}
 		}
 		for _, c := range contents {
 			if old, ok := sizes[c.Digest]; ok && old != c.Size {
@@ -192,6 +196,11 @@ func (p Payload) validate() error {
 	if err := p.Blob.validate(); err != nil {
 		return err
 	}
+	if p.Leaves != (Content{}) {
+		if err := p.Leaves.validate(); err != nil {
+			return fmt.Errorf("leaves: %w", err)
+		}
+	}
 	switch {
 	case p.Memory < 0 || p.Memory > math.MaxInt32:
 		return bad("memory %d is not in 0..%d", p.Memory, math.MaxInt32)
@@ -199,6 +208,8 @@ func (p Payload) validate() error {
 		return bad("base %q is not a SHA-256 digest", clip(string(p.Base)))
 	case p.Kind == KindDelta && p.Base == "":
 		return bad("a delta without a base")
+	case p.Leaves != (Content{}) && p.Base == "":
+		return bad("leaves without a base")
 	case (p.Kind == KindFull || p.Kind == KindIndex) && p.Base != "":
 		return bad("a payload of kind %s with a base", p.Kind)
 	}
