@@ -123,7 +123,7 @@ func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, e
 	if r.masks {
 		s.executables()
 	}
-	if err := s.pieces(ctx, o); err != nil {
+	if err := s.pieces(ctx, o, r.masks); err != nil {
 		return nil, err
 	}
 	if len(s.pairs) > 0 {
