@@ -60,7 +60,8 @@ func (w *worker) compressed(p *packed, frame, end int64) error {
 	if n, err := p.plain.ReadAt(w.plain[h.start:], p.plainAt); n != p.size {
 		return fmt.Errorf("read temporary file: %w", err)
 	}
-	if err := w.expand(p); err != nil {
+	err := w.expand(p)
+	if err != nil {
 		return err
 	}
 	h.to = len(w.expanded)
@@ -84,7 +85,14 @@ func (w *worker) compressed(p *packed, frame, end int64) error {
 	if err := w.predicted(&h, frame); err != nil {
 		return err
 	}
-	if w.cost(&h) >= h.take {
+	otherwise := h.take
+	if p.kind == recode.LZ4 {
+		// Bytes of LZ4 can be told from old bytes of LZ4, too.
+		if otherwise, err = w.asItIs(&h, frame); err != nil {
+			return err
+		}
+	}
+	if w.cost(&h) >= otherwise {
 		w.plain, w.base, w.expanded = w.plain[:h.start], w.base[:h.start], w.expanded[:h.from]
 		return nil
 	}
@@ -134,6 +142,16 @@ func (w *worker) addressOf(p *packed, at int64) int64 {
 func (w *worker) extend(end int) {
 	w.plain = slices.Grow(w.plain, end-len(w.plain))[:end]
 	w.base = slices.Grow(w.base, end-len(w.base))[:end]
+}
+
+// asItIs estimates what the bytes of a piece take in the patch that stay packed.
+func (w *worker) asItIs(h *stretch, frame int64) (int, error) {
+	at := frame + int64(h.at)
+	own := stretch{start: h.at, end: h.at + h.take, address: at}
+	w.mask = append(w.mask[:0], w.survey.fresh.mask[at:at+int64(h.take)]...)
+	w.take(&own, w.matcher.match(w.mask, at), own.start)
+	err := w.predicted(&own, frame)
+	return w.cost(&own), err
 }
 
 // cost estimates what a stretch takes in the patch: half of what is new, and two bytes for each
