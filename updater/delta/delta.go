@@ -73,7 +73,7 @@ const (
 	// What a decoder must know beside CodingOps: CodingPlain, and each kind of
 	// package recode, whose bit is 1<<kind.
 	FeaturePlain = 1 << 0
-	features     = FeaturePlain | 1<<recode.Zstd | 1<<recode.ZstdMatches | 1<<recode.Deflate | 1<<recode.LZ4
+	features     = FeaturePlain | 1<<recode.Zstd | 1<<recode.ZstdMatches | 1<<recode.ZstdContent | 1<<recode.Deflate | 1<<recode.LZ4
 
 	OpLiteral    = 0 // bytes from the literal stream
 	OpCopyAt     = 1 // base bytes; a new displacement follows

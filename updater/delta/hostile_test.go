@@ -167,7 +167,8 @@ func TestHostilePlain(t *testing.T) {
 	segment := func(kind, gap, length, packed, skip, take, address uint64, params []byte, expansions ...[]byte) []byte {
 		return join(uv(kind, gap, length, packed, skip, take, address, uint64(len(params))), params, uv(uint64(len(expansions))), join(expansions...))
 	}
-	expansion := func(kind, offset, length, size uint64) []byte { return uv(kind, offset, length, size, 0) }
+	expansionAt := func(kind, offset, length, size, address uint64) []byte { return uv(kind, offset, length, size, address, 0) }
+	expansion := func(kind, offset, length, size uint64) []byte { return expansionAt(kind, offset, length, size, 0) }
 	zero := op(delta.OpZero, 16)
 	literals := join(zero, op(delta.OpLiteral, size))
 	recoded := func(s ...[]byte) []byte { return frame(literals, plain, nil, join(uv(uint64(len(s))), join(s...))) }
@@ -198,6 +199,8 @@ func TestHostilePlain(t *testing.T) {
 		{"an expansion before the old image", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansion(2, 1, 8, 8))), named, delta.ErrFormat},
 		{"an expansion past the old image", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansion(2, 50, 8, 8))), named, delta.ErrFormat},
 		{"an expansion 2^40 bytes away", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansion(2, many, 8, 8))), named, delta.ErrFormat},
+		{"an expansion with an address below zero", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansionAt(2, 0, 8, 8, 1))), named, delta.ErrFormat},
+		{"an expansion with an address beyond any image", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansionAt(2, 0, 8, 8, 2*many+2))), named, delta.ErrFormat},
 		{"an expansion of what is not compressed", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansion(2, 0, 8, 8))), named, delta.ErrBase},
 		{"a segment cut off", frame(literals, plain, nil, join(uv(1), sound[:len(sound)-1])), named, delta.ErrFormat},
 		{"bytes behind the segments", frame(literals, plain, nil, join(uv(1), sound, []byte{0})), named, delta.ErrFormat},

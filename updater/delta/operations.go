@@ -39,6 +39,18 @@ type window struct {
 	start, end int   // in the plain form
 	expanded   int   // bytes of the third space
 	address    int64 // of its first byte, for prediction
+	old        []expansion
+}
+
+// from returns the address of a byte of the third space.
+func (in *window) from(at int64) int64 {
+	for _, e := range in.old {
+		if at < int64(e.size) {
+			return e.address + at
+		}
+		at -= int64(e.size)
+	}
+	return at
 }
 
 // next takes an operation, which ends inside the window. Each space has a displacement of
@@ -151,15 +163,18 @@ func (m *maker) fill(in window, expanded, dst []byte) error {
 		}
 		b := dst[start:end]
 		var err error
+		old := at
 		switch space {
 		case SpaceOld:
-			if err = read(m.from.Old, b, at); err == nil && predicts {
-				m.plan.Apply(dst, in.address, predict.Run{Start: start, End: end, Old: at})
-			}
+			err = read(m.from.Old, b, at)
 		case SpaceNew:
 			err = read(m.from.New, b, at)
 		case SpaceExpanded:
 			copy(b, expanded[at:])
+			old = in.from(at)
+		}
+		if err == nil && predicts && space != SpaceNew {
+			m.plan.Apply(dst, in.address, predict.Run{Start: start, End: end, Old: old})
 		}
 		start = end
 		return err

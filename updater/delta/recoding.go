@@ -26,11 +26,12 @@ type segment struct {
 
 // expansion is a compressed range of the old image that a segment is told from.
 type expansion struct {
-	kind   recode.Kind
-	at     int64 // in the old image
-	length int   // there
-	size   int   // expanded
-	params []byte
+	kind    recode.Kind
+	at      int64 // in the old image
+	length  int   // there
+	size    int   // expanded
+	address int64 // of the first byte, for prediction
+	params  []byte
 }
 
 func (s *segment) expanded() (n int) {
@@ -98,16 +99,16 @@ func (p *Patch) parseRecoding(b []byte, frame int) ([]segment, error) {
 		}
 		return recode.Kind(k)
 	}
-	done, end := 0, int64(0) // in the frame, and of the expansion before
+	done, end, address := 0, int64(0), int64(0) // in the frame, and of the expansion before
 	for n := r.next(maxPieces); n > 0 && r.err == nil; n-- {
 		s := segment{kind: kind(), at: done + int(r.next(uint64(frame-done))), length: size(), packed: size(), skip: size(), take: size(), address: int64(r.next(predict.MaxOffset)), params: r.params()}
 		first := len(p.expansions)
 		for n := r.next(uint64(maxPieces - first)); n > 0 && r.err == nil; n-- {
-			e := expansion{kind: kind(), at: end + signed(r.next(2*MaxSize)), length: size(), size: size(), params: r.params()}
-			if r.err == nil && (e.at < 0 || e.at > p.baseSize-int64(e.length)) {
+			e := expansion{kind: kind(), at: end + signed(r.next(2*MaxSize)), length: size(), size: size(), address: address + signed(r.next(2*predict.MaxOffset)), params: r.params()}
+			if r.err == nil && (e.at < 0 || e.at > p.baseSize-int64(e.length) || e.address < 0 || e.address > predict.MaxOffset) {
 				r.err = fmt.Errorf("expansion of old bytes at %d: %w", e.at, ErrFormat)
 			}
-			end = e.at + int64(e.length)
+			end, address = e.at+int64(e.length), e.address+int64(e.size)
 			p.expansions = append(p.expansions, e)
 		}
 		// The list may have moved when it grew; entries before it are not touched any more.
@@ -137,7 +138,7 @@ func (p *Patch) divide(f Frame, segments []segment) []window {
 	p.windows = append(p.windows[:0], window{end: int(f.Length), address: f.Target})
 	for i := range segments {
 		end := p.windows[i].end
-		p.windows = append(p.windows, window{start: end, end: end + segments[i].length, expanded: segments[i].expanded(), address: segments[i].address})
+		p.windows = append(p.windows, window{start: end, end: end + segments[i].length, expanded: segments[i].expanded(), address: segments[i].address, old: segments[i].expansions})
 	}
 	return p.windows
 }

@@ -54,6 +54,7 @@ type worker struct {
 	base     []byte        // what copies and predictions make of it
 	holes    []stretch     // what is packed in the frame
 	mask     []byte        // of a piece's content
+	oldMask  []byte        // of what it is told from
 	expanded []byte        // what the holes are told from
 	copies   []predict.Run // of the old image
 	features uint32        // that the frame needs

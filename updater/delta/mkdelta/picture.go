@@ -21,18 +21,18 @@ import (
 // Only the mask is there as a whole; what it hides is kept beside it.
 type picture struct {
 	mask  []byte
-	kept  []kept // ascending, without overlap
+	kept  []original // ascending, without overlap
 	files files.System
 	held  [][]byte // from outside, behind what is kept
 }
 
-// kept is what a mask hides from at on.
-type kept struct {
+// original is what a mask hides from at on.
+type original struct {
 	at    int64
 	bytes []byte
 }
 
-func (k kept) end() int64 { return k.at + int64(len(k.bytes)) }
+func (k original) end() int64 { return k.at + int64(len(k.bytes)) }
 
 // newPicture reads an image. It must be closed.
 func newPicture(im Image) (picture, error) {
@@ -65,7 +65,7 @@ func (p *picture) close() {
 
 // hidden returns the first of what is kept that ends behind at.
 func (p *picture) hidden(at int64) int {
-	i, _ := slices.BinarySearchFunc(p.kept, at, func(k kept, at int64) int { return cmp.Or(cmp.Compare(k.end(), at), -1) })
+	i, _ := slices.BinarySearchFunc(p.kept, at, func(k original, at int64) int { return cmp.Or(cmp.Compare(k.end(), at), -1) })
 	return i
 }
 
@@ -151,13 +151,17 @@ func (p *picture) conceal(f files.File) (elfplan.File, bool) {
 	e := elfplan.File{Data: p.keep(data), Extents: where}
 	m := elfplan.Mask(e.Data)
 	for _, x := range where {
-		// Blocks that files share are concealed once.
-		if i := p.hidden(x.Image); i == len(p.kept) || p.kept[i].at >= x.Image+x.Length {
-			p.kept = slices.Insert(p.kept, i, kept{x.Image, e.Data[x.File:][:x.Length:x.Length]})
-			copy(p.mask[x.Image:x.Image+x.Length], m[x.File:])
-		}
+		p.hide(x.Image, e.Data[x.File:][:x.Length:x.Length], m[x.File:])
 	}
 	return e, true
+}
+
+// hide replaces bytes from at on by their mask. Blocks that files share are hidden once.
+func (p *picture) hide(at int64, b, mask []byte) {
+	if i := p.hidden(at); i == len(p.kept) || p.kept[i].at >= at+int64(len(b)) {
+		p.kept = slices.Insert(p.kept, i, original{at, b})
+		copy(p.mask[at:at+int64(len(b))], mask)
+	}
 }
 
 // keep copies bytes that a mask is about to replace.

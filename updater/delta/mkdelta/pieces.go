@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/elfplan"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/files"
@@ -34,24 +35,65 @@ const (
 // spool keeps the plain forms of the new image's pieces, which would fill the memory.
 type spool struct {
 	*os.File
-	end int64
+	mutex sync.Mutex
+	end   int64
+}
+
+// put writes bytes and returns where they are.
+func (s *spool) put(parts ...[]byte) (at int64, err error) {
+	n := int64(0)
+	for _, b := range parts {
+		n += int64(len(b))
+	}
+	s.mutex.Lock()
+	at = s.end
+	s.end += n
+	s.mutex.Unlock()
+	n = at
+	for _, b := range parts {
+		if _, err := s.WriteAt(b, n); err != nil {
+			return 0, fmt.Errorf("write temporary file: %w", err)
+		}
+		n += int64(len(b))
+	}
+	return at, nil
 }
 
 // keep writes the plain form of a piece, and the mask of its content.
 func (s *spool) keep(p *packed, mask []byte, plain ...[]byte) error {
-	p.plain, p.plainAt = s, s.end
-	for _, b := range append(plain, mask) {
-		if _, err := s.WriteAt(b, s.end); err != nil {
-			return fmt.Errorf("write temporary file: %w", err)
-		}
-		s.end += int64(len(b))
+	at, err := s.put(append(plain, mask)...)
+	p.plain, p.plainAt, p.maskAt = s, at, at
+	for _, b := range plain {
+		p.maskAt += int64(len(b))
 	}
-	p.maskAt = s.end - int64(len(mask))
-	return nil
+	return err
 }
 
 // pieces finds what is compressed in both images, and pairs it.
-func (s *survey) pieces(ctx context.Context, o Options) error {
+func (s *survey) pieces(ctx context.Context, o Options, masks bool) error {
+	file, err := frames.Temporary(o.TempDir, "mkdelta-")
+	if err != nil {
+		return err
+	}
+	s.spool = &spool{File: file}
+	if err := errors.Join(s.blocks(ctx, o, masks), s.compressed(ctx)); err != nil {
+		return err
+	}
+	slices.SortStableFunc(s.new, func(a, b packed) int { return cmp.Compare(a.at, b.at) })
+	// Files may share bytes: what is found twice is told once, and what lies over another piece stays as it is.
+	end := int64(0)
+	s.new = slices.DeleteFunc(s.new, func(p packed) bool {
+		if p.at < end {
+			return true
+		}
+		end = p.end()
+		return false
+	})
+	return nil
+}
+
+// compressed tells compressed files from those of the old image.
+func (s *survey) compressed(ctx context.Context) error {
 	old, err := s.base.compressed(ctx)
 	if err != nil || len(old) == 0 {
 		return err
@@ -60,11 +102,6 @@ func (s *survey) pieces(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	file, err := frames.Temporary(o.TempDir, "mkdelta-")
-	if err != nil {
-		return err
-	}
-	s.spool = &spool{File: file}
 	names, anchors := map[string]*compressed{}, map[uint64]int32{}
 	for _, f := range old {
 		names[rootless(f.path)] = f
@@ -78,7 +115,6 @@ func (s *survey) pieces(ctx context.Context, o Options) error {
 			return fmt.Errorf("%s: %w", f.path, err)
 		}
 	}
-	slices.SortFunc(s.new, func(a, b packed) int { return cmp.Compare(a.at, b.at) })
 	return nil
 }
 
@@ -177,7 +213,7 @@ func (s *survey) streams(f *compressed, anchors map[uint64]int32) error {
 				votes[int(k)]++
 			}
 		}
-		if p.like = elected(votes); len(p.like) == 0 {
+		if p.like = elected(votes, likeLimit, 8); len(p.like) == 0 {
 			continue // nothing to tell it from: it stays as it is
 		}
 		p.address = address
@@ -217,7 +253,7 @@ func (s *survey) frames(f, old *compressed) error {
 			start, end := q.ContentOffset, q.ContentOffset+q.ContentLength
 			p := packed{
 				at: at, length: int64(q.Length), kind: recode.ZstdMatches, pack: told.Pack,
-				size: q.ContentLength + told.Old + len(told.Extra), content: q.ContentLength, copied: told.Old,
+				size: q.ContentLength + told.Old + len(told.Extra), content: q.ContentLength, copied: told.Old, copies: []kept{{0, 0, told.Old}},
 				address: address + int64(start), like: []int{len(s.old)},
 			}
 			if err := s.spool.keep(&p, mask[start:end], frame.Content[start:end], matches, told.Extra); err != nil {
@@ -230,8 +266,8 @@ func (s *survey) frames(f, old *compressed) error {
 	return nil
 }
 
-// elected returns the pieces with the most votes, in the order of the image.
-func elected(votes map[int]int) []int {
+// elected returns the pieces with the most votes, and those with a share of these, in the order of the image.
+func elected(votes map[int]int, limit, share int) []int {
 	var all []int
 	most := 0
 	for k, n := range votes {
@@ -240,7 +276,7 @@ func elected(votes map[int]int) []int {
 	}
 	slices.SortFunc(all, func(a, b int) int { return cmp.Or(cmp.Compare(votes[b], votes[a]), cmp.Compare(a, b)) })
 	n := 0
-	for n < len(all) && n < likeLimit && votes[all[n]]*8 >= most {
+	for n < len(all) && n < limit && votes[all[n]]*share >= most {
 		n++
 	}
 	all = all[:n]

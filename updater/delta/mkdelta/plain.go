@@ -19,7 +19,8 @@ type packed struct {
 	pack       []byte // parameters of Pack
 	size       int    // bytes of the plain form, which Pack wants
 	content    int    // of which so many at the beginning are the content
-	copied     int    // and so many behind it what its one old piece expands to
+	copied     int    // and so many behind it old matches, which are
+	copies     []kept // these bytes of what the old pieces expand to
 	expanded   int    // bytes that Expand makes
 	plain      *spool
 	plainAt    int64
@@ -27,6 +28,9 @@ type packed struct {
 	address    int64 // of the plain form's first byte, for prediction
 	like       []int // pieces of the old image that have similar content, best first
 }
+
+// kept says that bytes of old matches, from an offset on, are those of the expansions from another on.
+type kept struct{ at, from, length int }
 
 func (p *packed) end() int64 { return p.at + p.length }
 
@@ -56,33 +60,39 @@ func (w *worker) compressed(p *packed, frame, end int64) error {
 	if n, err := p.plain.ReadAt(w.plain[h.start:], p.plainAt); n != p.size {
 		return fmt.Errorf("read temporary file: %w", err)
 	}
-	for _, k := range p.like {
-		old := &w.survey.old[k]
-		start := len(w.expanded)
-		w.expanded = slices.Grow(w.expanded, old.expanded)[:start+old.expanded]
-		n, err := w.coder.Expand(old.kind, old.expand, w.survey.base.bytes(old.at, old.length), w.expanded[start:])
-		if err != nil || n != old.expanded {
-			return fmt.Errorf("expand old bytes at %d: %d of %d: %w", old.at, n, old.expanded, err)
-		}
+	err := w.expand(p)
+	if err != nil {
+		return err
 	}
 	h.to = len(w.expanded)
 	w.mask = grow(w.mask, int64(p.content))
 	if n, err := p.plain.ReadAt(w.mask, p.maskAt); n != len(w.mask) {
 		return fmt.Errorf("read temporary file: %w", err)
 	}
-	expansion := w.expanded[h.from:h.to]
-	w.take(&h, w.unpacked(&h, w.mask, 0, frame, expansion), h.start)
+	w.take(&h, w.unpacked(&h, w.mask, 0, frame, w.oldMask), h.start)
 	body := h.start + p.content
-	if p.copied > 0 {
-		// The matches of the old piece, whole, from the beginning of its expansion.
-		h.segments = append(h.segments, segment{start: body, end: body + p.copied, space: delta.SpaceExpanded, at: -int64(p.content)})
-		body += p.copied
+	for _, c := range p.copies {
+		h.segments = append(h.segments, segment{
+			start: body + c.at, end: body + c.at + c.length, space: delta.SpaceExpanded, at: int64(c.from - c.at - p.content),
+		})
 	}
-	w.take(&h, w.unpacked(&h, w.plain[body:h.end], body-h.start, frame, expansion), body)
+	body += p.copied
+	rest := w.expanded[h.from:h.to]
+	if p.copied > 0 {
+		rest = nil // tables and corrections are in no expansion
+	}
+	w.take(&h, w.unpacked(&h, w.plain[body:h.end], body-h.start, frame, rest), body)
 	if err := w.predicted(&h, frame); err != nil {
 		return err
 	}
-	if w.cost(&h) >= h.take {
+	otherwise := h.take
+	if p.kind == recode.LZ4 {
+		// Bytes of LZ4 can be told from old bytes of LZ4, too.
+		if otherwise, err = w.asItIs(&h, frame); err != nil {
+			return err
+		}
+	}
+	if w.cost(&h) >= otherwise {
 		w.plain, w.base, w.expanded = w.plain[:h.start], w.base[:h.start], w.expanded[:h.from]
 		return nil
 	}
@@ -91,10 +101,57 @@ func (w *worker) compressed(p *packed, frame, end int64) error {
 	return nil
 }
 
+// expand makes what a piece is told from, and a mask of the content in it.
+func (w *worker) expand(p *packed) error {
+	w.oldMask = w.oldMask[:0]
+	for _, k := range p.like {
+		old := &w.survey.old[k]
+		start, mask := len(w.expanded), len(w.oldMask)
+		w.expanded = slices.Grow(w.expanded, old.expanded)[:start+old.expanded]
+		n, err := w.coder.Expand(old.kind, old.expand, w.survey.base.bytes(old.at, old.length), w.expanded[start:])
+		if err != nil || n != old.expanded {
+			return fmt.Errorf("expand old bytes at %d: %d of %d: %w", old.at, n, old.expanded, err)
+		}
+		if old.kind == recode.ZstdMatches {
+			continue // no content, and behind all that is
+		}
+		w.oldMask = append(w.oldMask, w.expanded[start:]...)
+		if old.plain == nil {
+			continue
+		}
+		if n, err := old.plain.ReadAt(w.oldMask[mask:mask+old.content], old.maskAt); n != old.content {
+			return fmt.Errorf("read temporary file: %w", err)
+		}
+	}
+	return nil
+}
+
+// addressOf is what package delta takes for the place of a byte of a piece's expansions.
+func (w *worker) addressOf(p *packed, at int64) int64 {
+	for _, k := range p.like {
+		old := &w.survey.old[k]
+		if at < int64(old.expanded) {
+			return old.address + at
+		}
+		at -= int64(old.expanded)
+	}
+	return at
+}
+
 // extend makes room in the plain form and what it is predicted to be.
 func (w *worker) extend(end int) {
 	w.plain = slices.Grow(w.plain, end-len(w.plain))[:end]
 	w.base = slices.Grow(w.base, end-len(w.base))[:end]
+}
+
+// asItIs estimates what the bytes of a piece take in the patch that stay packed.
+func (w *worker) asItIs(h *stretch, frame int64) (int, error) {
+	at := frame + int64(h.at)
+	own := stretch{start: h.at, end: h.at + h.take, address: at}
+	w.mask = append(w.mask[:0], w.survey.fresh.mask[at:at+int64(h.take)]...)
+	w.take(&own, w.matcher.match(w.mask, at), own.start)
+	err := w.predicted(&own, frame)
+	return w.cost(&own), err
 }
 
 // cost estimates what a stretch takes in the patch: half of what is new, and two bytes for each
@@ -140,26 +197,32 @@ func (w *worker) take(h *stretch, found []segment, start int) {
 // by a plan, if there is one that pays.
 func (w *worker) predicted(h *stretch, frame int64) error {
 	w.copies = w.copies[:0]
+	space, next := uint8(0), int64(0) // and offset there that would go on with the last run
 	for _, s := range h.segments {
 		if s.zero {
 			continue
 		}
 		b := w.base[s.start:s.end]
 		from := frame + int64(s.start) + s.at
+		old := from
 		switch s.space {
 		case delta.SpaceExpanded:
-			copy(b, w.expanded[int64(h.from+s.start-h.start)+s.at:h.to])
+			from = int64(s.start-h.start) + s.at
+			copy(b, w.expanded[int64(h.from)+from:h.to])
+			old = w.addressOf(h.piece, from)
 		case delta.SpaceNew:
 			w.survey.fresh.copy(b, from)
+			continue
 		default:
 			w.survey.base.copy(b, from)
-			start, end := s.start-h.start, s.end-h.start
-			if k := len(w.copies) - 1; k >= 0 && w.copies[k].End == start && w.copies[k].Old+int64(start-w.copies[k].Start) == from {
-				w.copies[k].End = end
-			} else {
-				w.copies = append(w.copies, predict.Run{Start: start, End: end, Old: from})
-			}
 		}
+		start, end := s.start-h.start, s.end-h.start
+		if k := len(w.copies) - 1; k >= 0 && w.copies[k].End == start && space == s.space && next == from {
+			w.copies[k].End = end
+		} else {
+			w.copies = append(w.copies, predict.Run{Start: start, End: end, Old: old})
+		}
+		space, next = s.space, from+int64(end-start)
 	}
 	if w.survey.moves == nil || len(w.copies) == 0 {
 		return nil
@@ -195,7 +258,7 @@ func (w *worker) recoding() (workspace int) {
 		w.recode = append(w.recode, b...)
 	}
 	put(len(w.holes))
-	done, end := 0, int64(0)
+	done, end, address := 0, int64(0), int64(0)
 	for _, h := range w.holes {
 		scratch := 0
 		put(int(h.piece.kind), h.at-done, h.end-h.start, int(h.piece.length), h.skip, h.take, int(h.address))
@@ -211,6 +274,8 @@ func (w *worker) recoding() (workspace int) {
 			put(int(old.kind))
 			w.recode = binary.AppendUvarint(w.recode, zigzag(old.at-end))
 			put(int(old.length), old.expanded)
+			w.recode = binary.AppendUvarint(w.recode, zigzag(old.address-address))
+			address = old.address + int64(old.expanded)
 			params(old.expand)
 			w.features |= 1 << old.kind
 			end = old.end()

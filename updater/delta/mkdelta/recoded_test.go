@@ -55,13 +55,14 @@ func prose(version, n int) []byte {
 	return []byte(b.String())
 }
 
-func zipped(t testing.TB, b []byte) []byte {
+func zipped(b []byte) []byte {
 	var out bytes.Buffer
 	w, err := gzip.NewWriterLevel(&out, 9)
-	require.NoError(t, err)
-	_, err = w.Write(b)
-	require.NoError(t, err)
-	require.NoError(t, w.Close())
+	if err != nil {
+		panic(err) // the level
+	}
+	w.Write(b) // a buffer takes all
+	w.Close()
 	return out.Bytes()
 }
 
@@ -75,7 +76,7 @@ func compressedPair(t testing.TB) (old, fresh []byte) {
 	images := make([][]byte, 2)
 	for i := range images {
 		images[i] = archive([]string{"doc/changes.gz", "boot/initrd", "usr/data"}, map[string][]byte{
-			"doc/changes.gz": zipped(t, prose(i, 100<<10)),
+			"doc/changes.gz": zipped(prose(i, 100<<10)),
 			"boot/initrd":    packedZstd(t, prose(i, 1<<20)),
 			"usr/data":       prose(i, 1<<20), // an initramfs holds what the system holds
 		})
@@ -115,33 +116,10 @@ func TestCompressedCorruption(t *testing.T) {
 	var out bytes.Buffer
 	_, err := Make(t.Context(), image(old), image(fresh), Options{FrameSize: 2 * delta.Leaf, Workers: 2}, &out)
 	require.NoError(t, err)
-	p, err := delta.Open(bytes.NewReader(out.Bytes()), int64(out.Len()), delta.Limits{Memory: 64 << 20, Size: int64(len(fresh))})
-	require.NoError(t, err)
-	from := delta.Sources{Old: bytes.NewReader(old), New: bytes.NewReader(fresh)}
-	r := rand.New(rand.NewPCG(6, 6))
-	refused, wrong := 0, 0
-	packed, dst := make([]byte, out.Len()), make([]byte, 2*delta.Leaf+8)
-	for range tries {
-		i := r.IntN(p.Frames())
-		f := p.Frame(i)
-		b := packed[:copy(packed, out.Bytes()[f.Blob:f.Blob+f.BlobLength])]
-		for range 1 + r.IntN(3) {
-			b[r.IntN(len(b))] ^= 1 << r.IntN(8)
-		}
-		clear(dst)
-		if err := p.Decode(i, b, from, dst[:f.Length]); err != nil {
-			refused++
-		} else if !bytes.Equal(dst[:f.Length], fresh[f.Target:][:f.Length]) {
-			wrong++
-		}
-		require.Equal(t, make([]byte, 8), dst[f.Length:][:8])
-	}
+	flipped(t, out.Bytes(), old, fresh, tries)
 	// A patch cut short has no table, or a frame that is not there.
 	for n := range out.Len() {
-		p, err := delta.Open(bytes.NewReader(out.Bytes()[:n]), int64(n), delta.Limits{Memory: 64 << 20, Size: int64(len(fresh))})
+		_, err := delta.Open(bytes.NewReader(out.Bytes()[:n]), int64(n), delta.Limits{Memory: 64 << 20, Size: int64(len(fresh))})
 		require.ErrorIs(t, err, delta.ErrFormat, "cut to %d bytes", n)
-		require.Nil(t, p)
 	}
-	t.Logf("%d patches damaged: %d refused, %d caught by the leaves, %d right all the same", tries, refused, wrong, tries-refused-wrong)
-	require.Greater(t, refused, tries/10)
 }

@@ -98,7 +98,10 @@ func (m *matcher) matchPlain(plain []byte, offset, limit int64, parts []part, ex
 	m.recent = [seen]match{}
 	m.unpacked.build(expansion, wholePiece(expansion))
 	for _, p := range parts {
-		if p.file < 0 {
+		if p.file < 0 && len(expansion) > 0 {
+			m.scope = m.scope[:0] // what it is told from is at hand
+			m.scan(p.start, p.end, 0)
+		} else if p.file < 0 {
 			m.between(p.start, p.end)
 		} else {
 			m.inside(p)

@@ -58,7 +58,7 @@ func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, e
 	if r.masks {
 		s.executables()
 	}
-	if err := s.pieces(ctx, o); err != nil {
+	if err := s.pieces(ctx, o, r.masks); err != nil {
 		return nil, err
 	}
 	// What was unpacked is in the spool now, and the indexes need the room.

@@ -17,6 +17,12 @@ type Foreseen struct {
 	Extra  []byte // what comes after content and old matches in the plain form
 }
 
+// OldMatches is what the matches of old blocks were: what Expand makes of them, in its two parts.
+type OldMatches struct {
+	Records, Long []byte
+	Start         int // where the first block's content begins, in positions of Moved
+}
+
 // Foresee writes down how the matches of blocks from ≤ i < to differ from those
 // that the matches of old blocks let expect. content is that of the whole run s,
 // moved ascends in both positions, which count from the beginning of either run.
@@ -24,12 +30,22 @@ type Foreseen struct {
 // It returns ErrUnsupported if the blocks cannot be written so. The caller is
 // to try that Pack gives the blocks.
 func (s *ZstdBlocks) Foresee(from, to int, content []byte, old *ZstdBlocks, oldFrom, oldTo int, moved []Moved) (*Foreseen, error) {
-	var f Foreseen
-	var c Coder
-	oldMatches, err := f.expandOld(&c, old, oldFrom, oldTo)
+	expand, matches, err := old.Matches(oldFrom, oldTo)
 	if err != nil {
 		return nil, fmt.Errorf("old matches: %w", err)
 	}
+	f, err := s.ForeseeFrom(from, to, content, matches, moved)
+	if err != nil {
+		return nil, err
+	}
+	f.Expand = expand
+	return f, nil
+}
+
+// ForeseeFrom is Foresee from matches that the caller has put together; it leaves Expand to it.
+func (s *ZstdBlocks) ForeseeFrom(from, to int, content []byte, old OldMatches, moved []Moved) (*Foreseen, error) {
+	f := &Foreseen{Old: len(old.Records) + len(old.Long)}
+	var c Coder
 	a, b := &s.blocks[from], &s.blocks[to]
 	expand, head := s.Params(from, to, true)
 	room := make([]byte, s.Room(from, to))
@@ -39,13 +55,11 @@ func (s *ZstdBlocks) Foresee(from, to int, content []byte, old *ZstdBlocks, oldF
 	}
 	columns, _ := placeZstd(room[:n], 0, b.sequences-a.sequences, b.control-a.control)
 
-	oldAt, oldEnd := old.blocks[oldFrom], old.blocks[oldTo]
-	records := zstdRecord * (oldEnd.sequences - oldAt.sequences)
-	breaks := writeMap(moved, oldAt.content, a.content, oldMatches[:records], oldMatches[records:])
+	breaks := writeMap(moved, old.Start, a.content, old.Records, old.Long)
 	w := new(matchWalk)
 	out := newRangeWriter()
 	w.reset(out, content[a.content:b.content], a.reps)
-	w.old.records, w.old.long = oldMatches[:records], oldMatches[records:]
+	w.old.records, w.old.long = old.Records, old.Long
 	if err := w.old.readMap(breaks); err != nil {
 		return nil, fmt.Errorf("map: %w", ErrUnsupported)
 	}
@@ -60,21 +74,67 @@ func (s *ZstdBlocks) Foresee(from, to int, content []byte, old *ZstdBlocks, oldF
 	for _, v := range a.reps {
 		f.Pack = binary.AppendUvarint(f.Pack, uint64(v))
 	}
-	for _, v := range []int{b.content - a.content, records, len(oldMatches) - records, len(control), len(breaks)} {
+	for _, v := range []int{b.content - a.content, len(old.Records), len(old.Long), len(control), len(breaks)} {
 		f.Pack = binary.AppendUvarint(f.Pack, uint64(v))
 	}
-	return &f, nil
+	return f, nil
 }
 
-func (f *Foreseen) expandOld(c *Coder, old *ZstdBlocks, from, to int) ([]byte, error) {
-	f.Expand, _ = old.Params(from, to, true)
-	for _, v := range old.blocks[from].reps {
-		f.Expand = binary.AppendUvarint(f.Expand, uint64(v))
+// Matches returns what the matches of blocks from ≤ i < to are, and the parameters for Expand that make them.
+func (s *ZstdBlocks) Matches(from, to int) (expand []byte, m OldMatches, err error) {
+	a, b := &s.blocks[from], &s.blocks[to]
+	expand, _ = s.Params(from, to, true)
+	for _, v := range a.reps {
+		expand = binary.AppendUvarint(expand, uint64(v))
 	}
-	room := make([]byte, old.Room(from, to))
-	n, err := c.Expand(ZstdMatches, f.Expand, old.src[old.blocks[from].at:old.blocks[to].at], room)
-	f.Old = n
-	return room[:n], err
+	room := make([]byte, s.Room(from, to))
+	n, err := new(Coder).Expand(ZstdMatches, expand, s.src[a.at:b.at], room)
+	if err != nil {
+		return nil, OldMatches{}, err
+	}
+	records := zstdRecord * (b.sequences - a.sequences)
+	return expand, OldMatches{Records: room[:records:records], Long: room[records:n], Start: a.content}, nil
+}
+
+// Join appends the matches of blocks of another frame, whose content follows. rest is how many bytes of content the
+// matches of m leave behind the last one, which now stand before the first of next: its literal length
+// grows. It returns how many bytes of next.Long were replaced, and by how many.
+func (m *OldMatches) Join(next OldMatches, rest int) (replaced, by int) {
+	at := len(m.Records)
+	m.Records = append(m.Records, next.Records...)
+	long := next.Long
+	if len(next.Records) > 0 {
+		first := m.Records[at : at+zstdRecord]
+		n := int(first[0])
+		if n == zstdLong {
+			n, long, replaced = get24(long), long[3:], 3
+		}
+		if n += rest; n < zstdLong {
+			first[0] = byte(n)
+		} else {
+			first[0], by = zstdLong, 3
+			m.Long = append(m.Long, byte(n), byte(n>>8), byte(n>>16))
+		}
+	}
+	m.Long = append(m.Long, long...)
+	return replaced, by
+}
+
+// Covered is how many bytes of content end with the last match.
+func (m *OldMatches) Covered() (n int) {
+	o := oldMatches{records: m.Records, long: m.Long}
+	for len(o.records) >= zstdRecord {
+		l, k := int(o.records[0]), int(o.records[1])
+		o.records = o.records[zstdRecord:]
+		if l == zstdLong {
+			l = o.takeLong()
+		}
+		if k == zstdLong {
+			k = o.takeLong()
+		}
+		n += l + k + 3
+	}
+	return n
 }
 
 // write walks over the blocks and writes the sequences that columns hold.

@@ -1,0 +1,340 @@
+package mkdelta
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/elfplan"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/files"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/recodescan"
+	"github.com/tandem-ota/tandem/updater/delta/recode"
+)
+
+// unitLikes is how many old units a new one is told from at most: what was inserted in front moves its content
+// over a border, and a block of small files has their rests from several.
+const unitLikes = 4
+
+// blocks tells what a file system packs in the new image from what it packs in the old one. Units that
+// both images have are left to the index.
+func (s *survey) blocks(ctx context.Context, o Options, masks bool) error {
+	old, fresh := s.base.filing(unpackedAddress), s.fresh.filing(unpackedAddress+s.addresses)
+	if len(old.units) == 0 || len(fresh.units) == 0 {
+		return nil
+	}
+	if n := len(fresh.units); n > 0 {
+		s.addresses = fresh.units[n-1].address + fresh.units[n-1].plain + addressGap - unpackedAddress
+	}
+	compare(old, fresh, &s.base, &s.fresh)
+	pairs := pairFiles(s.base.files, s.fresh.files, func(files.File) int { return -1 })
+	for _, p := range pairs {
+		if p.Old >= 0 && fresh.uses(p.New) {
+			old.use(p.Old)
+		}
+	}
+	before, err := s.base.lookInto(ctx, old, masks)
+	if err != nil {
+		return err
+	}
+	anchors := map[uint64]int32{}
+	for i := range old.units {
+		u := &old.units[i]
+		if !u.used {
+			continue
+		}
+		for h := range anchorsOf(u.mask) {
+			if _, known := anchors[h]; !known {
+				anchors[h] = int32(i)
+			}
+		}
+		if err := s.spool.unit(u); err != nil {
+			return err
+		}
+	}
+	for i, e := range before {
+		s.executable[i] = e
+		name := rootless(s.base.files.Files[i].Path)
+		if _, known := s.byName[name]; !known {
+			s.byName[name] = i
+		}
+	}
+	after, err := s.fresh.lookInto(ctx, fresh, masks)
+	if err != nil {
+		return err
+	}
+	for _, p := range pairs {
+		a, ok := before[p.Old]
+		if b, too := after[p.New]; ok && too {
+			s.pairs = append(s.pairs, elfplan.Pair{Old: a, New: b})
+		}
+	}
+	likes := make([][]int, len(fresh.units))
+	for i := range fresh.units {
+		u := &fresh.units[i]
+		if !u.changed || !u.used {
+			continue
+		}
+		votes := map[int]int{}
+		for h := range anchorsOf(u.mask) {
+			if k, known := anchors[h]; known {
+				votes[int(k)]++
+			}
+		}
+		likes[i] = elected(votes, unitLikes, 32)
+		for _, k := range likes[i] {
+			s.oldUnit(&old.units[k])
+		}
+	}
+	return s.units(ctx, o, old, fresh, likes)
+}
+
+func (g *filing) uses(file int) bool {
+	for _, p := range g.files[file] {
+		if p.unit >= 0 && g.units[p.unit].used {
+			return true
+		}
+	}
+	return false
+}
+
+func (g *filing) use(file int) {
+	for _, p := range g.files[file] {
+		if p.unit >= 0 {
+			g.units[p.unit].used = true
+		}
+	}
+}
+
+// lookInto unpacks the units in use, and masks the executables in them, which it returns by
+// number of the file. What cannot be unpacked is used no more.
+func (p *picture) lookInto(ctx context.Context, g *filing, masks bool) (map[int]elfplan.File, error) {
+	for i := range g.units {
+		if u := &g.units[i]; u.used {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			b, err := p.unpack(u)
+			if u.used = err == nil; u.used {
+				u.content, u.mask = b, bytes.Clone(b)
+			}
+		}
+	}
+	found := map[int]elfplan.File{}
+	if !masks {
+		return found, nil
+	}
+files:
+	for _, i := range g.order {
+		for _, part := range g.files[i] {
+			if part.unit >= 0 && !g.units[part.unit].used {
+				continue files
+			}
+		}
+		first := g.files[i][0]
+		if first.unit >= 0 && (first.logical != 0 || !bytes.HasPrefix(g.units[first.unit].content[first.skip:], []byte("\x7fELF"))) {
+			continue
+		}
+		data, where := p.assemble(g, i)
+		if !bytes.HasPrefix(data, []byte("\x7fELF")) || len(data) < 64 {
+			continue
+		}
+		mask := elfplan.Mask(data)
+		for _, part := range g.files[i] {
+			if part.unit >= 0 {
+				copy(g.units[part.unit].mask[part.skip:part.skip+part.size], mask[part.logical:])
+			} else {
+				p.hide(part.image, data[part.logical:][:part.size], mask[part.logical:])
+			}
+		}
+		found[i] = elfplan.File{Data: data, Extents: where}
+	}
+	return found, nil
+}
+
+// unit keeps the mask of a unit, and lets go of its bytes.
+func (s *spool) unit(u *unit) error {
+	at, err := s.put(u.mask)
+	u.kept, u.content, u.mask = at, nil, nil
+	return err
+}
+
+// oldUnit takes an old unit apart, for new ones to be told from; once.
+func (s *survey) oldUnit(u *unit) {
+	if u.old != nil {
+		return
+	}
+	add := func(p packed) {
+		u.old = append(u.old, len(s.old))
+		s.old = append(s.old, p)
+	}
+	b := s.base.bytes(u.at, u.length)
+	if u.codec == files.Zstd {
+		if f := zstdUnit(u, b); f != nil {
+			add(packed{
+				at: u.at + int64(f.Offset), length: int64(f.Length), kind: recode.ZstdContent, expand: []byte{0},
+				expanded: len(f.Content), content: len(f.Content), plain: s.spool, maskAt: u.kept, address: u.address,
+			})
+		}
+		return
+	}
+	if p, _ := tokens(u, b); p != nil {
+		p.plain, p.maskAt, p.address = s.spool, u.kept, u.address
+		add(*p)
+	}
+}
+
+// zstdUnit returns the frame that a block of squashfs is.
+func zstdUnit(u *unit, b []byte) *recodescan.Frame {
+	frames := recodescan.Zstd(b, int(u.plain))
+	if len(frames) != 1 || int64(len(frames[0].Content)) != u.plain || frames[0].Offset+frames[0].Length != len(b) {
+		return nil
+	}
+	return &frames[0]
+}
+
+// tokens takes a unit apart whose matches are written down as they are. It returns its plain form, too.
+func tokens(u *unit, b []byte) (*packed, []byte) {
+	switch u.codec {
+	case files.Gzip:
+		stream, ok := recodescan.Zlib(b, int(u.plain))
+		if !ok {
+			return nil, nil
+		}
+		pieces, err := stream.Pieces(true, streamLimit)
+		if err != nil || len(pieces) != 1 || !pieces[0].Alone || int64(pieces[0].Body) != u.plain {
+			return nil, nil
+		}
+		d := &pieces[0]
+		return &packed{
+			at: u.at + int64(stream.Offset+d.Offset), length: int64(d.Length), kind: recode.Deflate, expand: d.Params, pack: d.Params,
+			expanded: len(d.Plain), size: len(d.Plain), content: d.Body,
+		}, d.Plain
+	case files.LZ4, files.LZ4Padded:
+		size, each := 0, int(u.plain)
+		if u.codec == files.LZ4Padded {
+			size, each = int(u.clusters[0].Length), 0
+		}
+		l, err := recode.SplitLZ4(b, size, each, int(u.plain))
+		if err != nil || int64(l.Body) != u.plain {
+			return nil, nil
+		}
+		out := make([]byte, len(b))
+		if n, err := new(recode.Coder).Pack(recode.LZ4, l.Params, l.Plain, out); err != nil || !bytes.Equal(out[:n], b) {
+			return nil, nil
+		}
+		return &packed{
+			at: u.at, length: u.length, kind: recode.LZ4, expand: l.Params, pack: l.Params,
+			expanded: len(l.Plain), size: len(l.Plain), content: l.Body,
+		}, l.Plain
+	}
+	return nil, nil
+}
+
+// units makes pieces of the new units, each by itself.
+func (s *survey) units(ctx context.Context, o Options, old, fresh *filing, likes [][]int) error {
+	made := make([]*unitPiece, len(fresh.units))
+	errs := make([]error, len(fresh.units))
+	next := make(chan int)
+	var work sync.WaitGroup
+	for range o.Workers {
+		work.Go(func() {
+			for i := range next {
+				made[i], errs[i] = s.unit(&fresh.units[i], old, likes[i])
+				fresh.units[i].content, fresh.units[i].mask = nil, nil
+			}
+		})
+	}
+	var err error
+	for i := range fresh.units {
+		if err = ctx.Err(); err != nil {
+			break
+		}
+		if len(likes[i]) > 0 {
+			next <- i
+		}
+	}
+	close(next)
+	work.Wait()
+	if err = errors.Join(append(errs, err)...); err != nil {
+		return err
+	}
+	for _, m := range made {
+		if m == nil {
+			continue
+		}
+		for _, p := range m.matches {
+			m.like = append(m.like, len(s.old))
+			s.old = append(s.old, p)
+		}
+		s.new = append(s.new, m.packed)
+	}
+	return nil
+}
+
+// unitPiece is a piece, and what it is told from besides the contents of old units.
+type unitPiece struct {
+	packed
+	matches []packed
+}
+
+// unit makes a piece of a new unit; nil if it stays as it is.
+func (s *survey) unit(u *unit, old *filing, likes []int) (*unitPiece, error) {
+	b := s.fresh.bytes(u.at, u.length)
+	if u.codec == files.Zstd {
+		return s.followed(u, b, old, likes)
+	}
+	p, plain := tokens(u, b)
+	if p == nil {
+		return nil, nil
+	}
+	p.address = u.address
+	for _, k := range likes {
+		p.like = append(p.like, old.units[k].old...)
+	}
+	if len(p.like) == 0 {
+		return nil, nil
+	}
+	return &unitPiece{packed: *p}, s.spool.keep(p, u.mask, plain)
+}
+
+// followed tells a block of squashfs from old blocks: its content from theirs, its matches from theirs.
+func (s *survey) followed(u *unit, b []byte, old *filing, likes []int) (*unitPiece, error) {
+	f := zstdUnit(u, b)
+	if f == nil {
+		return nil, nil
+	}
+	m := &unitPiece{packed: packed{
+		at: u.at + int64(f.Offset), length: int64(f.Length), kind: recode.ZstdMatches, content: len(f.Content), address: u.address,
+	}}
+	var before []*recodescan.Frame
+	contents := 0
+	for _, k := range likes {
+		v := &old.units[k]
+		if len(v.old) == 0 {
+			continue
+		}
+		m.like = append(m.like, v.old...)
+		g := zstdUnit(v, s.base.bytes(v.at, v.length))
+		before = append(before, g)
+		contents += len(g.Content)
+		m.matches = append(m.matches, packed{at: v.at + int64(g.Offset), length: int64(g.Length), kind: recode.ZstdMatches})
+	}
+	told, err := recodescan.Follow(f, before)
+	if errors.Is(err, recode.ErrUnsupported) || len(before) == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("block at %d: %w", u.at, err)
+	}
+	for i := range m.matches {
+		m.matches[i].expand, m.matches[i].expanded = told.Expand[i], told.Size[i]
+	}
+	for _, c := range told.Copies {
+		m.copies = append(m.copies, kept{c.To, contents + c.From, c.Length})
+	}
+	m.pack, m.copied = told.Pack, len(told.Matches)
+	m.size = m.content + m.copied + len(told.Extra)
+	return m, s.spool.keep(&m.packed, u.mask, f.Content, told.Matches, told.Extra)
+}

@@ -1,0 +1,206 @@
+package mkdelta
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/elfplan"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/files"
+)
+
+const (
+	// unitLimit is what neighbouring clusters of erofs, of some KiB each, are taken together to.
+	unitLimit = 64 << 10
+
+	// addressGap is between files, so that a run that goes on behind a file is in no other.
+	addressGap = 4 << 20
+)
+
+// unit is what a file system packs by itself: a block of squashfs, or some clusters of erofs.
+type unit struct {
+	at, length int64
+	codec      files.Codec
+	clusters   []files.Extent // that it has; one, but in erofs
+	plain      int64          // bytes that it unpacks to
+	address    int64          // of the first of them, for prediction
+	changed    bool           // it is in one image only
+	used       bool           // a file that it belongs to has changed
+	content    []byte         // of a used one, while its files are looked at
+	mask       []byte
+	kept       int64 // where in the spool these are: content, then mask
+	old        []int // pieces of survey.old, once they are made
+}
+
+// stretchOf says where a stretch of a packed file is: skip bytes into a unit, or, where unit is negative, in the image.
+type stretchOf struct {
+	unit        int
+	logical     int64
+	size        int64
+	skip, image int64
+}
+
+// filing is what the files of an image are packed in.
+type filing struct {
+	units []unit
+	files map[int][]stretchOf // by index into files.System.Files
+	order []int               // the keys, ascending
+}
+
+// filing lists what is packed in an image. What lies over one another, as no sound image has it, is
+// left out; so are files that are partly in there.
+func (p *picture) filing(address int64) *filing {
+	g := &filing{files: map[int][]stretchOf{}}
+	known := map[int64]int{} // units by where they begin
+	for i, f := range p.files.Files {
+		all := f.Extents
+		if !slices.ContainsFunc(all, func(e files.Extent) bool { return e.Codec != files.Stored }) {
+			continue
+		}
+		var parts []stretchOf
+		for len(all) > 0 {
+			e := all[0]
+			if e.Codec == files.Stored {
+				parts = append(parts, stretchOf{-1, e.Logical, e.Size, 0, e.Offset})
+				all = all[1:]
+				continue
+			}
+			n := together(all)
+			k, ok := known[e.Offset]
+			if !ok {
+				k = len(g.units)
+				known[e.Offset] = k
+				u := unit{at: e.Offset, codec: e.Codec, clusters: all[:n], address: address}
+				for _, c := range u.clusters {
+					u.length += c.Length
+					u.plain += c.Plain
+				}
+				address += u.plain
+				g.units = append(g.units, u)
+			}
+			skip := e.Skip
+			for _, c := range all[:n] {
+				parts = append(parts, stretchOf{k, c.Logical, c.Size, skip, 0})
+				skip += c.Size
+			}
+			all = all[n:]
+		}
+		g.files[i] = parts
+		g.order = append(g.order, i)
+		address += addressGap
+	}
+	g.disentangle()
+	return g
+}
+
+// together counts the clusters at the beginning of a list that are taken as one.
+func together(all []files.Extent) int {
+	e := all[0]
+	n := 1
+	if e.Codec != files.LZ4Padded || e.Skip != 0 || e.Size != e.Plain {
+		return n
+	}
+	size := e.Plain
+	for ; n < len(all); n++ {
+		c, last := all[n], all[n-1]
+		if size += c.Plain; size > unitLimit || c.Codec != e.Codec || c.Length != e.Length || c.Offset != last.Offset+last.Length ||
+			c.Logical != last.Logical+last.Size || c.Skip != 0 || c.Size != c.Plain {
+			break
+		}
+	}
+	return n
+}
+
+// disentangle forgets the files of units that share bytes without being the same.
+func (g *filing) disentangle() {
+	order := make([]int, len(g.units))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return int(min(max(g.units[a].at-g.units[b].at, -1), 1)) })
+	bad := map[int]bool{}
+	for i := 1; i < len(order); i++ {
+		if a, b := &g.units[order[i-1]], &g.units[order[i]]; a.at+a.length > b.at {
+			bad[order[i-1]], bad[order[i]] = true, true
+		}
+	}
+	for _, i := range g.order {
+		for _, p := range g.files[i] {
+			if u := p.unit; bad[u] || u >= 0 && p.skip+p.size > g.units[u].plain {
+				delete(g.files, i)
+				break
+			}
+		}
+	}
+	g.order = slices.DeleteFunc(g.order, func(i int) bool { return g.files[i] == nil })
+}
+
+// compare notes which units are in one image only, and all that belong to the same files.
+func compare(old, fresh *filing, oldImage, newImage *picture) {
+	digest := func(g *filing, image *picture) [][sha256.Size]byte {
+		all := make([][sha256.Size]byte, len(g.units))
+		for i, u := range g.units {
+			all[i] = sha256.Sum256(image.bytes(u.at, u.length))
+		}
+		return all
+	}
+	a, b := digest(old, oldImage), digest(fresh, newImage)
+	mark := func(g *filing, mine, others [][sha256.Size]byte) {
+		known := make(map[[sha256.Size]byte]bool, len(others))
+		for _, d := range others {
+			known[d] = true
+		}
+		for i := range g.units {
+			g.units[i].changed = !known[mine[i]]
+		}
+		for _, f := range g.order {
+			if slices.ContainsFunc(g.files[f], func(p stretchOf) bool { return p.unit >= 0 && g.units[p.unit].changed }) {
+				for _, p := range g.files[f] {
+					if p.unit >= 0 {
+						g.units[p.unit].used = true
+					}
+				}
+			}
+		}
+	}
+	mark(old, a, b)
+	mark(fresh, b, a)
+}
+
+// unpack returns what a unit holds.
+func (p *picture) unpack(u *unit) ([]byte, error) {
+	out := make([]byte, 0, u.plain)
+	for _, c := range u.clusters {
+		b, err := files.Unpack(c.Codec, p.bytes(c.Offset, c.Length), c.Plain)
+		if err != nil {
+			return nil, err
+		}
+		if int64(len(b)) != c.Plain {
+			return nil, fmt.Errorf("%d bytes, not %d: %w", len(b), c.Plain, io.ErrUnexpectedEOF)
+		}
+		out = append(out, b...)
+	}
+	return out, nil
+}
+
+// assemble puts the bytes of a file together. Its units are unpacked.
+func (p *picture) assemble(g *filing, i int) (data []byte, where []elfplan.Extent) {
+	data = make([]byte, p.files.Files[i].Size)
+	for _, s := range g.files[i] {
+		e := elfplan.Extent{File: s.logical, Image: s.image, Length: s.size}
+		if s.unit < 0 {
+			p.copy(data[s.logical:s.logical+s.size], s.image)
+		} else {
+			u := &g.units[s.unit]
+			copy(data[s.logical:s.logical+s.size], u.content[s.skip:])
+			e.Image = u.address + s.skip
+		}
+		if k := len(where) - 1; k >= 0 && where[k].File+where[k].Length == e.File && where[k].Image+where[k].Length == e.Image {
+			where[k].Length += e.Length
+		} else {
+			where = append(where, e)
+		}
+	}
+	return data, where
+}
