@@ -56,12 +56,15 @@ func (w *worker) compressed(p *packed, frame, end int64) error {
 		piece: p, at: int(from - frame), skip: int(from - p.at), take: int(to - from),
 		start: len(w.plain), end: len(w.plain) + p.size, address: p.address, from: len(w.expanded),
 	}
+	otherwise, err := w.asItIs(&h, frame)
+	if err != nil || otherwise < clearly {
+		return err // it is an old piece, moved perhaps
+	}
 	w.extend(h.end)
 	if n, err := p.plain.ReadAt(w.plain[h.start:], p.plainAt); n != p.size {
 		return fmt.Errorf("read temporary file: %w", err)
 	}
-	err := w.expand(p)
-	if err != nil {
+	if err := w.expand(p); err != nil {
 		return err
 	}
 	h.to = len(w.expanded)
@@ -84,13 +87,6 @@ func (w *worker) compressed(p *packed, frame, end int64) error {
 	w.take(&h, w.unpacked(&h, w.plain[body:h.end], body-h.start, frame, rest), body)
 	if err := w.predicted(&h, frame); err != nil {
 		return err
-	}
-	otherwise := h.take
-	if p.kind == recode.LZ4 {
-		// Bytes of LZ4 can be told from old bytes of LZ4, too.
-		if otherwise, err = w.asItIs(&h, frame); err != nil {
-			return err
-		}
 	}
 	if w.cost(&h) >= otherwise {
 		w.plain, w.base, w.expanded = w.plain[:h.start], w.base[:h.start], w.expanded[:h.from]
@@ -144,14 +140,24 @@ func (w *worker) extend(end int) {
 	w.base = slices.Grow(w.base, end-len(w.base))[:end]
 }
 
-// asItIs estimates what the bytes of a piece take in the patch that stay packed.
+// asItIs estimates what the bytes of a piece take in the patch if they stay packed: old ones may agree,
+// since what packs begins anew at every block.
 func (w *worker) asItIs(h *stretch, frame int64) (int, error) {
 	at := frame + int64(h.at)
 	own := stretch{start: h.at, end: h.at + h.take, address: at}
 	w.mask = append(w.mask[:0], w.survey.fresh.mask[at:at+int64(h.take)]...)
 	w.take(&own, w.matcher.match(w.mask, at), own.start)
 	err := w.predicted(&own, frame)
-	return w.cost(&own), err
+	n := w.cost(&own)
+	if h.piece.kind != recode.LZ4 {
+		// What is new in all but LZ4 cannot be packed to half of it again.
+		fresh := h.take
+		for _, s := range own.segments {
+			fresh -= s.end - s.start
+		}
+		n += fresh / 2
+	}
+	return n, err
 }
 
 // cost estimates what a stretch takes in the patch: half of what is new, and two bytes for each
