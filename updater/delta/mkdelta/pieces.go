@@ -29,7 +29,8 @@ const (
 	// packedLimit bounds what a compressed file may unpack to.
 	packedLimit = 1 << 30
 
-	likeLimit = 4 // old pieces that one new piece is told from
+	likeLimit   = 4 // old pieces that one new piece is told from
+	packedLikes = 6 // old blocks of a file system, besides
 )
 
 // spool keeps the plain forms of the new image's pieces, which would fill the memory.
@@ -76,7 +77,18 @@ func (s *survey) pieces(ctx context.Context, o Options, masks bool) error {
 		return err
 	}
 	s.spool = &spool{File: file}
-	if err := errors.Join(s.blocks(ctx, o, masks), s.compressed(ctx)); err != nil {
+	old, err := s.base.compressed(ctx)
+	if err != nil {
+		return err
+	}
+	fresh, err := s.fresh.compressed(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.blocks(ctx, o, masks, fresh); err != nil {
+		return err
+	}
+	if err := s.compressed(ctx, old, fresh); err != nil {
 		return err
 	}
 	slices.SortStableFunc(s.new, func(a, b packed) int { return cmp.Compare(a.at, b.at) })
@@ -93,15 +105,7 @@ func (s *survey) pieces(ctx context.Context, o Options, masks bool) error {
 }
 
 // compressed tells compressed files from those of the old image.
-func (s *survey) compressed(ctx context.Context) error {
-	old, err := s.base.compressed(ctx)
-	if err != nil || len(old) == 0 {
-		return err
-	}
-	fresh, err := s.fresh.compressed(ctx)
-	if err != nil {
-		return err
-	}
+func (s *survey) compressed(ctx context.Context, old, fresh []*compressed) error {
 	names, anchors := map[string]*compressed{}, map[uint64]int32{}
 	for _, f := range old {
 		names[rootless(f.path)] = f
@@ -127,7 +131,8 @@ type compressed struct {
 	streams []recodescan.DeflateStream
 }
 
-// compressed looks into the files that are stored as they are.
+// compressed looks into the files that are stored as they are, or mostly: of a file that does not shrink, squashfs
+// packs a block here and there that does by some bytes.
 func (p *picture) compressed(ctx context.Context) ([]*compressed, error) {
 	var all []*compressed
 	for _, f := range p.files.Files {
@@ -137,7 +142,7 @@ func (p *picture) compressed(ctx context.Context) ([]*compressed, error) {
 		if strings.Contains(f.Path, "//") || f.Size > packedLimit {
 			continue
 		}
-		b, where := p.content(f)
+		b, where := p.mostly(f)
 		c := &compressed{path: f.Path, where: where, start: archived(b)}
 		if b := b[c.start:]; recodescan.IsZstd(b) {
 			c.frames = recodescan.Zstd(b, packedLimit)
@@ -254,8 +259,16 @@ func (s *survey) frames(f, old *compressed) error {
 			p := packed{
 				at: at, length: int64(q.Length), kind: recode.ZstdMatches, pack: told.Pack,
 				size: q.ContentLength + told.Old + len(told.Extra), content: q.ContentLength, copied: told.Old, copies: []kept{{0, 0, told.Old}},
-				address: address + int64(start), like: []int{len(s.old)},
+				address: address + int64(start),
 			}
+			// In front of the old matches, what the file system has packed of such content.
+			for _, k := range s.likes(mask[start:end], packedLikes, 64) {
+				p.like = append(p.like, s.oldUnit(&s.packed.units[k])...)
+			}
+			for _, k := range p.like {
+				p.copies[0].from += s.old[k].expanded
+			}
+			p.like = append(p.like, len(s.old))
 			if err := s.spool.keep(&p, mask[start:end], frame.Content[start:end], matches, told.Extra); err != nil {
 				return err
 			}

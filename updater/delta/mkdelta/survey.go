@@ -36,6 +36,9 @@ type survey struct {
 	freshByName map[string]int // files of the new image
 	members     []member       // by address
 	spool       *spool         // plain forms of the new pieces
+
+	packed  *filing          // what the file system packs in the old image; nil: nothing
+	anchors map[uint64]int32 // of its units
 }
 
 // picture is an image in memory, and its mask: the same bytes, but with the addresses
