@@ -17,11 +17,14 @@ import (
 // over a border, and a block of small files has their rests from several.
 const unitLikes = 4
 
+// likeRoom bounds what the old units of a piece unpack to together, but for the first: a device holds it at once.
+const likeRoom = 1 << 20
+
 // blocks tells what a file system packs in the new image from what it packs in the old one. Units that
 // both images have are left to the index.
-func (s *survey) blocks(ctx context.Context, o Options, masks bool) error {
+func (s *survey) blocks(ctx context.Context, o Options, masks bool, compressed []*compressed) error {
 	old, fresh := s.base.filing(unpackedAddress), s.fresh.filing(unpackedAddress+s.addresses)
-	if len(old.units) == 0 || len(fresh.units) == 0 {
+	if len(old.units) == 0 {
 		return nil
 	}
 	if n := len(fresh.units); n > 0 {
@@ -34,19 +37,20 @@ func (s *survey) blocks(ctx context.Context, o Options, masks bool) error {
 			old.use(p.Old)
 		}
 	}
+	s.useMembers(old, compressed)
 	before, err := s.base.lookInto(ctx, old, masks)
 	if err != nil {
 		return err
 	}
-	anchors := map[uint64]int32{}
+	s.packed, s.anchors = old, map[uint64]int32{}
 	for i := range old.units {
 		u := &old.units[i]
 		if !u.used {
 			continue
 		}
 		for h := range anchorsOf(u.mask) {
-			if _, known := anchors[h]; !known {
-				anchors[h] = int32(i)
+			if _, known := s.anchors[h]; !known {
+				s.anchors[h] = int32(i)
 			}
 		}
 		if err := s.spool.unit(u); err != nil {
@@ -76,18 +80,54 @@ func (s *survey) blocks(ctx context.Context, o Options, masks bool) error {
 		if !u.changed || !u.used {
 			continue
 		}
-		votes := map[int]int{}
-		for h := range anchorsOf(u.mask) {
-			if k, known := anchors[h]; known {
-				votes[int(k)]++
-			}
-		}
-		likes[i] = elected(votes, unitLikes, 32)
+		likes[i] = s.likes(u.mask, unitLikes, 32)
 		for _, k := range likes[i] {
 			s.oldUnit(&old.units[k])
 		}
 	}
 	return s.units(ctx, o, old, fresh, likes)
+}
+
+// likes returns the old units that have most in common with a mask.
+func (s *survey) likes(mask []byte, limit, share int) []int {
+	if s.packed == nil {
+		return nil
+	}
+	votes := map[int]int{}
+	for h := range anchorsOf(mask) {
+		if k, known := s.anchors[h]; known {
+			votes[int(k)]++
+		}
+	}
+	for {
+		all, room := elected(votes, limit, share), int64(0)
+		for _, k := range all {
+			room += s.packed.units[k].plain
+		}
+		if room <= likeRoom || len(all) < 2 {
+			return all
+		}
+		limit = len(all) - 1
+	}
+}
+
+// useMembers marks the old files that an archive in the new image may have members of: an initramfs holds what the root
+// file system holds, and its content can be told from there only.
+func (s *survey) useMembers(old *filing, compressed []*compressed) {
+	byName := map[string]int{}
+	for _, i := range old.order {
+		byName[rootless(s.base.files.Files[i].Path)] = i
+	}
+	for _, c := range compressed {
+		for _, f := range c.frames {
+			all, _ := files.List(bytes.NewReader(f.Content), int64(len(f.Content)))
+			for _, m := range all.Files {
+				if i, ok := byName[rootless(m.Path)]; ok {
+					old.use(i)
+				}
+			}
+		}
+	}
 }
 
 func (g *filing) uses(file int) bool {
@@ -160,10 +200,10 @@ func (s *spool) unit(u *unit) error {
 	return err
 }
 
-// oldUnit takes an old unit apart, for new ones to be told from; once.
-func (s *survey) oldUnit(u *unit) {
+// oldUnit takes an old unit apart, for new pieces to be told from, once; it returns which pieces of survey.old it is.
+func (s *survey) oldUnit(u *unit) []int {
 	if u.old != nil {
-		return
+		return u.old
 	}
 	add := func(p packed) {
 		u.old = append(u.old, len(s.old))
@@ -177,12 +217,11 @@ func (s *survey) oldUnit(u *unit) {
 				expanded: len(f.Content), content: len(f.Content), plain: s.spool, maskAt: u.kept, address: u.address,
 			})
 		}
-		return
-	}
-	if p, _ := tokens(u, b); p != nil {
+	} else if p, _ := tokens(u, b); p != nil {
 		p.plain, p.maskAt, p.address = s.spool, u.kept, u.address
 		add(*p)
 	}
+	return u.old
 }
 
 // zstdUnit returns the frame that a block of squashfs is.

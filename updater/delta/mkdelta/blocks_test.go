@@ -113,6 +113,25 @@ func TestBlocks(t *testing.T) {
 	}
 }
 
+// An initramfs holds what the system holds, and lies in squashfs as it is. Its content is told from the blocks of the
+// old system, unpacked, though no old bytes outside of it have it.
+func TestBlocksOfMembers(t *testing.T) {
+	var images [2][]byte
+	var initrd []byte
+	for version := range images {
+		all := map[string][]byte{"usr/lib/one": prose(version, 500<<10), "usr/lib/two": prose(version+5, 300<<10)}
+		initrd = packedZstd(archive([]string{"usr/lib/one", "usr/lib/two"}, all))
+		all["boot/initrd"] = initrd
+		images[version] = made(t, "squashfs-zstd", all)
+	}
+	var out bytes.Buffer
+	_, err := Make(t.Context(), image(images[0]), image(images[1]), Options{Workers: 2}, &out)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(images[1], decoded(t, out.Bytes(), images[0], len(images[1]))))
+	t.Logf("%d bytes, of the initramfs %d", out.Len(), len(initrd))
+	require.Less(t, out.Len()*4, len(initrd))
+}
+
 // Whatever is done to such a patch, decoding it ends, with an error or with as many bytes as were asked for.
 func TestBlocksCorruption(t *testing.T) {
 	for _, kind := range []string{"squashfs-zstd", "squashfs-gzip", "erofs-lz4hc"} {

@@ -23,13 +23,18 @@ const (
 	// pieceLimit bounds the content of a piece, so that a device needs little memory for one.
 	pieceLimit = 256 << 10
 
-	// streamLimit bounds what a stream that is packed as a whole unpacks to, with its matches.
-	streamLimit = 768 << 10
+	// streamLimit bounds what a stream that is packed as a whole unpacks to, with its matches. A larger one
+	// is packed in parts of at most streamPart; but the old one that they are told from is unpacked as a
+	// whole, since its matches reach back.
+	streamLimit    = 768 << 10
+	streamPart     = 512 << 10
+	oldStreamLimit = 1280 << 10
 
 	// packedLimit bounds what a compressed file may unpack to.
 	packedLimit = 1 << 30
 
-	likeLimit = 4 // old pieces that one new piece is told from
+	likeLimit   = 4 // old pieces that one new piece is told from
+	packedLikes = 6 // old blocks of a file system, besides
 )
 
 // spool keeps the plain forms of the new image's pieces, which would fill the memory.
@@ -76,7 +81,18 @@ func (s *survey) pieces(ctx context.Context, o Options, masks bool) error {
 		return err
 	}
 	s.spool = &spool{File: file}
-	if err := errors.Join(s.blocks(ctx, o, masks), s.compressed(ctx)); err != nil {
+	old, err := s.base.compressed(ctx)
+	if err != nil {
+		return err
+	}
+	fresh, err := s.fresh.compressed(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.blocks(ctx, o, masks, fresh); err != nil {
+		return err
+	}
+	if err := s.compressed(ctx, old, fresh); err != nil {
 		return err
 	}
 	slices.SortStableFunc(s.new, func(a, b packed) int { return cmp.Compare(a.at, b.at) })
@@ -93,15 +109,7 @@ func (s *survey) pieces(ctx context.Context, o Options, masks bool) error {
 }
 
 // compressed tells compressed files from those of the old image.
-func (s *survey) compressed(ctx context.Context) error {
-	old, err := s.base.compressed(ctx)
-	if err != nil || len(old) == 0 {
-		return err
-	}
-	fresh, err := s.fresh.compressed(ctx)
-	if err != nil {
-		return err
-	}
+func (s *survey) compressed(ctx context.Context, old, fresh []*compressed) error {
 	names, anchors := map[string]*compressed{}, map[uint64]int32{}
 	for _, f := range old {
 		names[rootless(f.path)] = f
@@ -127,7 +135,8 @@ type compressed struct {
 	streams []recodescan.DeflateStream
 }
 
-// compressed looks into the files that are stored as they are.
+// compressed looks into the files that are stored as they are, or mostly: of a file that does not shrink, squashfs
+// packs a block here and there that does by some bytes.
 func (p *picture) compressed(ctx context.Context) ([]*compressed, error) {
 	var all []*compressed
 	for _, f := range p.files.Files {
@@ -137,12 +146,12 @@ func (p *picture) compressed(ctx context.Context) ([]*compressed, error) {
 		if strings.Contains(f.Path, "//") || f.Size > packedLimit {
 			continue
 		}
-		b, where := p.content(f)
+		b, where := p.mostly(f)
 		c := &compressed{path: f.Path, where: where, start: archived(b)}
 		if b := b[c.start:]; recodescan.IsZstd(b) {
 			c.frames = recodescan.Zstd(b, packedLimit)
 		} else {
-			c.streams = recodescan.Deflate(b, streamLimit)
+			c.streams = recodescan.Deflate(b, oldStreamLimit)
 		}
 		if len(c.frames)+len(c.streams) > 0 {
 			all = append(all, c)
@@ -166,63 +175,85 @@ func archived(b []byte) int64 {
 	return int64(end)
 }
 
-// stream takes a deflate stream apart, if that gives one piece.
-func (c *compressed) stream(s *recodescan.DeflateStream) (packed, *recode.DeflatePiece) {
-	pieces, err := s.Pieces(true, streamLimit)
-	if err != nil || len(pieces) != 1 || !pieces[0].Alone {
-		return packed{}, nil
+// deflated is a piece of a deflate stream.
+type deflated struct {
+	packed
+	plain []byte
+}
+
+// stream takes a deflate stream apart. Parts that are scattered over the image are left out.
+func (c *compressed) stream(s *recodescan.DeflateStream, limit int) (all []deflated) {
+	pieces, err := s.Pieces(true, limit)
+	if err != nil {
+		return nil
 	}
-	d := &pieces[0]
-	at := place(c.where, c.start+int64(s.Offset+d.Offset), int64(d.Length))
-	if at < 0 {
-		return packed{}, nil
+	for _, d := range pieces {
+		if at := place(c.where, c.start+int64(s.Offset+d.Offset), int64(d.Length)); at >= 0 {
+			all = append(all, deflated{packed{
+				at: at, length: int64(d.Length), kind: recode.Deflate, expand: d.Params, pack: d.Params,
+				expanded: len(d.Plain), size: len(d.Plain), content: d.Body,
+			}, d.Plain})
+		}
 	}
-	return packed{
-		at: at, length: int64(d.Length), kind: recode.Deflate, expand: d.Params, pack: d.Params,
-		expanded: len(d.Plain), size: len(d.Plain), content: d.Body,
-	}, d
+	return all
 }
 
 // oldStreams notes the deflate streams of an old file by their content.
 func (s *survey) oldStreams(f *compressed, anchors map[uint64]int32) {
 	for i := range f.streams {
-		p, d := f.stream(&f.streams[i])
-		if d == nil {
-			continue
+		all := f.stream(&f.streams[i], oldStreamLimit)
+		if len(all) != 1 || all[0].content != len(f.streams[i].Content) {
+			continue // a device would not get hold of what its matches reach back to
 		}
-		for h := range anchorsOf(d.Plain[:d.Body]) {
+		for h := range anchorsOf(all[0].plain[:all[0].content]) {
 			if _, known := anchors[h]; !known {
 				anchors[h] = int32(len(s.old))
 			}
 		}
-		s.old = append(s.old, p)
+		s.old = append(s.old, all[0].packed)
 	}
 }
 
 // streams tells the deflate streams of a new file from old ones of similar content.
 func (s *survey) streams(f *compressed, anchors map[uint64]int32) error {
 	for i := range f.streams {
-		p, d := f.stream(&f.streams[i])
-		if d == nil {
-			continue
+		all := f.stream(&f.streams[i], streamLimit)
+		if len(all) > 1 {
+			all = f.stream(&f.streams[i], streamPart)
 		}
-		mask, address := s.unpacked(d.Plain[:d.Body])
-		votes := map[int]int{}
-		for h := range anchorsOf(mask) {
-			if k, known := anchors[h]; known {
-				votes[int(k)]++
+		for _, d := range all {
+			p := d.packed
+			mask, address := s.unpacked(d.plain[:p.content])
+			votes := map[int]int{}
+			for h := range anchorsOf(mask) {
+				if k, known := anchors[h]; known {
+					votes[int(k)]++
+				}
 			}
+			if p.like = s.within(likeRoom, votes); len(p.like) == 0 {
+				continue // nothing to tell it from: it stays as it is
+			}
+			p.address = address
+			if err := s.spool.keep(&p, mask, d.plain); err != nil {
+				return err
+			}
+			s.new = append(s.new, p)
 		}
-		if p.like = elected(votes, likeLimit, 8); len(p.like) == 0 {
-			continue // nothing to tell it from: it stays as it is
-		}
-		p.address = address
-		if err := s.spool.keep(&p, mask, d.Plain); err != nil {
-			return err
-		}
-		s.new = append(s.new, p)
 	}
 	return nil
+}
+
+// within returns the old pieces with the most votes that unpack to no more than room together, one at least.
+func (s *survey) within(room int, votes map[int]int) []int {
+	for limit := likeLimit; ; limit-- {
+		all, n := elected(votes, limit, 8), 0
+		for _, k := range all {
+			n += s.old[k].expanded
+		}
+		if n <= room || len(all) < 2 {
+			return all
+		}
+	}
 }
 
 // frames tells the zstd frames of a new file from those of the old file.
@@ -254,8 +285,16 @@ func (s *survey) frames(f, old *compressed) error {
 			p := packed{
 				at: at, length: int64(q.Length), kind: recode.ZstdMatches, pack: told.Pack,
 				size: q.ContentLength + told.Old + len(told.Extra), content: q.ContentLength, copied: told.Old, copies: []kept{{0, 0, told.Old}},
-				address: address + int64(start), like: []int{len(s.old)},
+				address: address + int64(start),
 			}
+			// In front of the old matches, what the file system has packed of such content.
+			for _, k := range s.likes(mask[start:end], packedLikes, 64) {
+				p.like = append(p.like, s.oldUnit(&s.packed.units[k])...)
+			}
+			for _, k := range p.like {
+				p.copies[0].from += s.old[k].expanded
+			}
+			p.like = append(p.like, len(s.old))
 			if err := s.spool.keep(&p, mask[start:end], frame.Content[start:end], matches, told.Extra); err != nil {
 				return err
 			}

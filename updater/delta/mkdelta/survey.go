@@ -35,6 +35,9 @@ type survey struct {
 	members     []member       // by address
 	spool       *spool         // plain forms of the new pieces
 	held        [][]byte       // executables in unpacked content
+
+	packed  *filing          // what the file system packs in the old image; nil: nothing
+	anchors map[uint64]int32 // of its units
 }
 
 func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, err error) {

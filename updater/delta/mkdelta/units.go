@@ -184,6 +184,37 @@ func (p *picture) unpack(u *unit) ([]byte, error) {
 	return out, nil
 }
 
+// mostly is content for a file of which some blocks may be packed; where leaves these out. It is nothing for a file
+// that is packed as a rule.
+func (p *picture) mostly(f files.File) (data []byte, where []elfplan.Extent) {
+	stored := int64(0)
+	for _, e := range f.Extents {
+		if e.Codec == files.Stored {
+			stored += e.Size
+		}
+	}
+	if stored < f.Size/2 || f.Size == 0 {
+		return nil, nil
+	}
+	if stored == f.Size {
+		return p.content(f)
+	}
+	data = make([]byte, f.Size)
+	for _, e := range f.Extents {
+		if e.Codec == files.Stored {
+			p.copy(data[e.Logical:e.Logical+e.Size], e.Offset)
+			where = append(where, elfplan.Extent{File: e.Logical, Image: e.Offset, Length: e.Size})
+			continue
+		}
+		b, err := files.Unpack(e.Codec, p.bytes(e.Offset, e.Length), e.Plain)
+		if err != nil || int64(len(b)) < e.Skip+e.Size {
+			return nil, nil
+		}
+		copy(data[e.Logical:e.Logical+e.Size], b[e.Skip:])
+	}
+	return data, where
+}
+
 // assemble puts the bytes of a file together. Its units are unpacked.
 func (p *picture) assemble(g *filing, i int) (data []byte, where []elfplan.Extent) {
 	data = make([]byte, p.files.Files[i].Size)
