@@ -42,7 +42,7 @@ func need(t *testing.T, program string) {
 // images writes two images that have most in common, and returns what a run knows of them.
 func images(t *testing.T, dir string) made {
 	r := rand.New(rand.NewPCG(1, 2))
-	data := make([]byte, 3<<20)
+	data := make([]byte, 1<<20)
 	for i := range data {
 		data[i] = byte(r.Uint32N(20))
 	}
@@ -55,7 +55,7 @@ func images(t *testing.T, dir string) made {
 		return p
 	}
 	m := made{Old: picture("old")}
-	for i := 1 << 20; i < 1<<20+5000; i++ {
+	for i := 500000; i < 505000; i++ {
 		data[i]++
 	}
 	m.New = picture("new")

@@ -26,6 +26,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -101,7 +102,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		var err error
 		switch {
 		case *report:
-			r, err = load(folder, p.name)
+			if r, err = load(folder, p.name); errors.Is(err, fs.ErrNotExist) {
+				continue // its bars are "not in this run"
+			}
 		case *images:
 			_, err = b.makeImages(ctx, p)
 		default:

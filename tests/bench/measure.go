@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -57,19 +58,26 @@ func (b *bench) measure(ctx context.Context, argv ...string) (cost, []byte, erro
 		return cost{}, nil, err
 	}
 	proc := "/proc/" + strconv.Itoa(cmd.Process.Pid)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		// The process stays to be asked about until Wait takes it.
+		for errors.Is(unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
+		}
+	}()
 	var seen int64
 	looks := 0
-	for ended := false; !ended; looks++ {
+	// Looking costs CPU time as well, which long steps need not pay often.
+	for pause, running := time.Millisecond, true; running; pause = min(pause*11/10, 200*time.Millisecond) {
 		if n := field(proc+"/status", "VmHWM:") << 10; n > 0 {
 			seen = n
 		}
-		time.Sleep(10 * time.Millisecond)
-		// The process stays to be asked about until Wait takes it.
-		var info unix.Siginfo
-		if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err != nil {
-			break
+		looks++
+		select {
+		case <-ended:
+			running = false
+		case <-time.After(pause):
 		}
-		ended = info.Signo != 0
 	}
 	c := cost{Wall: time.Since(begin).Seconds(), Read: field(proc+"/io", "rchar:"), Written: field(proc+"/io", "wchar:")}
 	if err := cmd.Wait(); err != nil {

@@ -31,7 +31,8 @@ func writePair(p func(string, ...any), r result) {
 	if n := len(r.Packages); n > 0 {
 		p("%d packages differ (in results/%s.json). ", n, r.Pair)
 	}
-	p("%s.\n\n", r.Date.Format(time.DateOnly))
+	// One version for all pairs, unless -report has put runs together.
+	p("%s, %s.\n\n", r.Date.Format(time.DateOnly), strings.Join(r.Versions[:min(1, len(r.Versions))], ""))
 	writeSpeed(p, r)
 	x, _ := r.row(reference)
 	table := [][]string{{"tool", "bytes", "of image", "× x", "encode CPU s", "MiB", "decode CPU s", "peak MiB", "anon. MiB", "read MiB", "written MiB", "seeks old + new"}}
