@@ -15,7 +15,7 @@
 // and a non-zero exit code if one is missed or a pair failed.
 //
 // Everything that is downloaded or built is kept in the folder of -build; making the
-// trees takes mmdebstrap, root or user namespaces, and some 8 GB of disk.
+// trees takes mmdebstrap, root or user namespaces, and some 16 GB of disk.
 package main
 
 import (

@@ -44,13 +44,13 @@ func plot(results []result) []byte {
 		p(`<text x="%d" y="44" fill="#616161">Further left is better; logarithmic. %s</text>`, left, results[len(results)-1].Date.Format("2 January 2006"))
 	}
 	for _, tick := range []float64{0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100} {
-		p(`<line x1="%.1f" y1="%d" x2="%.1[1]f" y2="%d" stroke="#e0e0e0"/>`, x(tick), top, top+height)
+		p(`<path d="M%.1f %dV%d" stroke="#e0e0e0"/>`, x(tick), top, top+height)
 		p(`<text x="%.1f" y="%d" text-anchor="middle" fill="#616161">%g %%</text>`, x(tick), top+height+18, tick)
 	}
 	for i, r := range results {
 		y := top + step*i + step/2 + 5
 		p(`<text x="%d" y="%d" text-anchor="end">%s</text>`, left-12, y+4, html.EscapeString(r.Pair))
-		p(`<line x1="%d" y1="%d" x2="%d" y2="%[2]d" stroke="#eeeeee"/>`, left, y, left+width)
+		p(`<path d="M%d %dH%d" stroke="#e0e0e0"/>`, left, y, left+width)
 		// Ours last, on top.
 		for k := len(looks) - 1; k >= 0; k-- {
 			if w, ok := r.row(looks[k].tool); ok {
