@@ -4,8 +4,10 @@
 SHELL := /bin/bash
 SYSTEM ?= tiny
 STORY ?=
+PAIRS ?=
+SLOW ?=
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit stories long lint size bench image clean
+.PHONY: help setup demo test unit stories long lint size bench-delta image clean
 
 # The go command of the version in go.mod, fetched if the machine has none; as a
 # name on PATH, because tests and factory call it too.
@@ -13,10 +15,11 @@ go = PATH="$$(dirname "$$(.ci/go.sh)"):$$PATH" go
 
 help:  ## this list
 	@echo "make TARGET"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
 	@echo
 	@echo "  make demo SYSTEM=debian       with Debian 12 instead of the tiny system"
 	@echo "  make stories STORY=usb_stick  one story"
+	@echo "  make bench-delta PAIRS=advised,firmware   some pairs; SLOW=1 runs the slow peers on all"
 
 setup:  ## installs what build, tests and lab need; says so first
 	@.ci/setup.sh
@@ -42,13 +45,16 @@ lint: setup  ## form, vet, and the rules of this tree
 size: setup  ## size of the device program on amd64 and arm64, against its budget
 	@.ci/size.sh
 
-bench: setup  ## a delta of the Debian pair against xdelta3 and zstd, in one run (SYSTEM=tiny is quick)
-	$(go) run ./tests/bench -system $(if $(filter command line,$(origin SYSTEM)),$(SYSTEM),debian)
+bench-delta: setup  ## deltas of Debian images beside xdelta3, bsdiff, zstd, casync …: hours; PAIRS=firmware is quick
+	@.ci/setup.sh tests/bench/packages.txt
+	@mkdir -p build/bin
+	$(go) build -o build/bin/bench ./tests/bench
+	build/bin/bench -pairs "$(PAIRS)" $(if $(SLOW),-slow)
 
 image: setup  ## a disk image of the board qemu-x86_64 in build/image
 	$(go) build -o build/bin/tandem ./updater/cmd/tandem
 	$(go) run ./tests/factory/cmd/factory -o build/image -system $(SYSTEM)
 
-clean:  ## removes what was built; build/kernel, build/debian and .cache stay
+clean:  ## removes what was built; build/kernel, build/debian, build/bench and .cache stay
 	rm -rf build/bin build/factory build/stories build/lab build/image build/demo build/*.log build/*.txt
 	$(go) clean -testcache

@@ -15,7 +15,7 @@ while read -r name version _; do
     "installed "*) moved+=("$name ${have#installed } (last seen: $version)") ;;
     *) missing+=("$name") ;;
   esac
-done <.ci/packages.txt
+done <"${1:-.ci/packages.txt}"
 
 if ((${#missing[@]})); then
   echo "setup: installing ${#missing[@]} Debian packages: ${missing[*]}"
@@ -37,6 +37,7 @@ if ((${#missing[@]})); then
   fi
 fi
 for m in "${moved[@]}"; do echo "setup: note: $m"; done
+[ $# = 0 ] || exit 0
 
 echo "setup: $("$(.ci/go.sh)" version)"
 echo "setup: kernel $(.ci/kernel.sh build/kernel)"
