@@ -9,5 +9,5 @@ cd "$(dirname "$0")/.."
 ours=github.com/tandem-ota/tandem
 CGO_ENABLED=0 GOOS=linux GOARCH=${2:-amd64} exec "$(.ci/go.sh)" build -trimpath -buildvcs=false -tags nethttpomithttp2 \
   -gcflags=all=-l -gcflags=github.com/klauspost/compress/...= -gcflags=$ours/updater/delta= -gcflags=$ours/updater/delta/recode= \
-  -gcflags=$ours/updater/delta/predict= -gcflags=$ours/partition= -gcflags=crypto/internal/fips140/sha256= -gcflags=encoding/binary= -gcflags=internal/byteorder= \
+  -gcflags=$ours/updater/delta/predict= -gcflags=$ours/updater/delta/blocks= -gcflags=$ours/partition= -gcflags=crypto/internal/fips140/sha256= -gcflags=encoding/binary= -gcflags=internal/byteorder= \
   -ldflags "-s -w -funcalign=16 -buildid= -X main.version=${VERSION:-development}" -o "$out" ./updater/cmd/updater
