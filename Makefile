@@ -39,7 +39,7 @@ long: setup  ## five power cuts during an update of Debian
 lint: setup  ## form, vet, and the rules of this tree
 	@.ci/lint.sh
 
-size: setup  ## size of the device program on amd64 and arm64, against its budget
+size: setup  ## size of the device program on amd64 and arm64, against its budget, and by feature
 	@.ci/size.sh
 
 bench: setup  ## a delta of the Debian pair against xdelta3 and zstd, in one run (SYSTEM=tiny is quick)
