@@ -4,6 +4,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -286,6 +287,67 @@ func TestIndexSlotsFail(t *testing.T) {
 		u.p.Slots = unreadable{u.p.Slots, bootctl.A}
 		require.ErrorIs(t, d.install(u, "3.3.0-index", Options{}), ErrNoDelta)
 		require.Contains(t, strings.Join(d.texts("damaged"), "\n"), "root.img in slot a")
+	})
+}
+
+// slow is slots whose root file systems take their time while they are compared.
+type slow struct {
+	Slots
+	u    *Updater
+	read func()
+}
+
+type slowDisk struct {
+	Disk
+	s slow
+}
+
+func (s slow) Read(slot bootctl.Slot, role string) (Disk, error) {
+	d, err := s.Slots.Read(slot, role)
+	return slowDisk{d, s}, err
+}
+
+func (d slowDisk) ReadAt(p []byte, off int64) (int, error) {
+	if off < rootSize && d.s.u.journal().Update == nil {
+		d.s.read()
+	}
+	return d.Disk.ReadAt(p, off)
+}
+
+// Comparing slow slots takes as long as it takes, and feeds the watchdog; a slot that no
+// longer answers does not.
+func TestIndexComparingIsWatched(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		u := d.start()
+		end := u.guarded(t)
+		begin := time.Now()
+		u.p.Slots = slow{u.p.Slots, u, func() { time.Sleep(stepTime * 2 / 3) }}
+		require.NoError(t, d.install(u, "3.3.0-index", Options{}))
+		require.Greater(t, time.Since(begin), 2*stepTime)
+		require.Empty(t, end)
+		u.p.Keeper.Stop()
+	})
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		u := d.start()
+		end, done, c := u.guarded(t), make(chan error, 1), make(chan struct{})
+		u.p.Slots = slow{u.p.Slots, u, func() { <-c }}
+		go func() { done <- d.install(u, "3.3.0-index", Options{}) }()
+		require.ErrorContains(t, <-end, "comparing boot.img")
+		close(c)
+		require.NoError(t, <-done)
+	})
+}
+
+// Who cancels while the slots are compared does not wait for that.
+func TestIndexCancelledWhileComparing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		u := d.start()
+		u.p.Slots = slow{u.p.Slots, u, func() { _ = u.Cancel() }}
+		require.ErrorIs(t, d.install(u, "3.3.0-index", Options{}), ErrCancelled)
+		require.Zero(t, d.ops())
 	})
 }
 
