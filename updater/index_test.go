@@ -58,7 +58,7 @@ func TestIndexWhereNoDeltaFits(t *testing.T) {
 			require.Len(t, d.chosen(), 2)
 			for _, text := range d.chosen() {
 				require.Contains(t, text, ": index of ")
-				require.Contains(t, text, "no delta starts from 1.0.0")
+				require.Contains(t, text, "no delta that fits starts from 1.0.0")
 			}
 			require.Less(t, d.moved, int64(rootSize*2/3), "a leaf around the index, and what is missing")
 			require.Equal(t, d.moved, u.Cost().Downloaded, "the index counts, too")
