@@ -38,6 +38,7 @@ $3 !~ /^[Uu]$/ && sprintf("%16s", $1) < sprintf("%16s", bss) {
 
 END {
   printf "%-48s %12s\n", "feature (updater, linux/amd64)", "bytes"
+  fflush()
   for (f in bytes) printf "%-48s %12d\n", f, bytes[f] | "sort -k1.50nr"
   close("sort -k1.50nr")
   printf "%-48s %12d\n", "tables of functions, types, strings", file - sum
