@@ -1,6 +1,7 @@
 package updater
 
 import (
+	"context"
 	"strings"
 	"syscall"
 	"testing"
@@ -159,6 +160,41 @@ func TestIndexOverBudget(t *testing.T) {
 			require.True(t, permanent(err))
 			require.Zero(t, d.ops(), "nothing is written")
 		}
+	})
+}
+
+// planned is a source that wants to know what will be read.
+type planned struct {
+	*source
+	t    *testing.T
+	plan map[manifest.Digest][]transport.Range
+	kept int // reads that were planned
+}
+
+func (p *planned) Plan(blob manifest.Digest, ranges []transport.Range) {
+	p.plan = map[manifest.Digest][]transport.Range{blob: ranges}
+	for i, r := range ranges {
+		require.Positive(p.t, r[1])
+		require.True(p.t, i == 0 || r[0] >= ranges[i-1][0]+ranges[i-1][1], "offsets rise")
+	}
+}
+
+func (p *planned) ReadRange(ctx context.Context, blob manifest.Digest, off int64, b []byte) (int, error) {
+	if ranges, ok := p.plan[blob]; ok {
+		require.Contains(p.t, ranges, transport.Range{off, int64(len(b))}, "blob %s", blob)
+		p.kept++
+	}
+	return p.source.ReadRange(ctx, blob, off, b)
+}
+
+// A source that reads ahead is told of every unit before it is read.
+func TestIndexIsPlanned(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		src := &planned{source: d.w.source("3.3.0-index"), t: t}
+		require.NoError(t, d.start().Install(ctx, src, Options{}))
+		require.Greater(t, src.kept, 5)
+		d.settled(d.start(), "3.3.0-index")
 	})
 }
 

@@ -168,9 +168,9 @@ func (u *Updater) indexed(ctx context.Context, src Source, p payload, old Disk, 
 // More than once, because a broker that mixes two messages is no reason to fail an update.
 const indexTries = 3
 
-// planned is how many bytes of units are planned ahead at least: more than a fast link
+// planAhead is how many bytes of units are planned ahead at least: more than a fast link
 // has under way.
-const planned = 2 << 20
+const planAhead = 2 << 20
 
 // Build implements rebuilder. The error is transport.ErrLeaf where the source keeps sending
 // units that are not the signed ones.
@@ -191,7 +191,7 @@ func (r *indexed) announce(i int) {
 		return
 	}
 	var ranges []transport.Range
-	for sum := int64(0); i < r.Frames() && sum < planned; i++ {
+	for sum := int64(0); i < r.Frames() && sum < planAhead; i++ {
 		for _, part := range r.Ranges(i) {
 			ranges = append(ranges, transport.Range{part.Offset, part.Length})
 			sum += part.Length
