@@ -42,7 +42,7 @@ long: setup  ## five power cuts during an update of Debian
 lint: setup  ## form, vet, and the rules of this tree
 	@.ci/lint.sh
 
-size: setup  ## size of the device program on amd64 and arm64, against its budget
+size: setup  ## size of the device program on amd64 and arm64, against its budget, and by feature
 	@.ci/size.sh
 
 bench-delta: setup  ## deltas of Debian images beside xdelta3, bsdiff, zstd, casync …: hours; PAIRS=firmware is quick

@@ -68,7 +68,7 @@ func TestStories(t *testing.T) {
 // commands are what scripts have beside testscript's own; see README.md.
 var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"device": deviceCmd, "guest": guestCmd, "release": releaseCmd, "broker": brokerCmd, "mqtt": mqttCmd,
-	"bootenv": bootenvCmd, "part": partCmd, "tpm": tpmCmd, "await": awaitCmd, "memory": memoryCmd,
+	"bootenv": bootenvCmd, "part": partCmd, "tpm": tpmCmd, "await": awaitCmd, "memory": memoryCmd, "downloaded": downloadedCmd,
 	"system": systemCmd, "installed": installedCmd, "moment": momentCmd, "stick": stickCmd,
 }
 

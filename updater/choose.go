@@ -16,11 +16,12 @@ type payload struct {
 	manifest manifest.Manifest
 	base     *manifest.Image // of the running slot, for a delta
 	survey   *survey         // what the slots hold, for an index
+	sole     bool            // the release offers no other way
 	whole    int64           // download of all of the image
 	why      string
 }
 
-// download is what the payload costs from here on, in bytes, as far as is known.
+// download is what the payload costs on this device, in bytes, as far as is known.
 func (p payload) download() int64 {
 	if p.survey != nil {
 		return p.survey.fetched + p.survey.missing
@@ -28,9 +29,9 @@ func (p payload) download() int64 {
 	return p.Blob.Size
 }
 
-// modest is how much of the whole images a release may cost, in percent, where index
+// modest is how much of its whole images a release may cost, in percent, where index
 // payloads are in it: above that they are whole images by another name, which policy has
-// to allow. What they save is a guess of the desk's, and another on each device.
+// to allow. One image of several may be all new.
 const modest = 75
 
 // choose picks for each image the way that costs the smallest download among those for
@@ -51,7 +52,9 @@ func (u *Updater) choose(ctx context.Context, src Source, rel release, o Options
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", img.Name, err)
 		}
-		cost, whole = cost+best.download(), whole+best.whole
+		if !best.sole && !isExternal(img) {
+			cost, whole = cost+best.download(), whole+best.whole
+		}
 		surveyed = surveyed || best.survey != nil
 		chosen = append(chosen, best)
 	}
@@ -151,6 +154,9 @@ func (u *Updater) offers(m manifest.Manifest, img manifest.Image, rotten bool) (
 
 // chooseOne picks for one image, of which the bytes up to from are there.
 func (u *Updater) chooseOne(ctx context.Context, src Source, m manifest.Manifest, img manifest.Image, from int64, o Options, rotten bool) (payload, error) {
+	if from == img.Size && img.Type == manifest.TypeSlot {
+		return payload{image: img, manifest: m}, nil // nothing is to be brought
+	}
 	all := u.offers(m, img, rotten)
 	leave := o.Full == transport.FullGo || img.Type != manifest.TypeSlot
 	best := all.delta
@@ -159,11 +165,11 @@ func (u *Updater) chooseOne(ctx context.Context, src Source, m manifest.Manifest
 		best.why = "it starts from what runs"
 	case all.index != nil && (all.delta == nil || !leave):
 		best = all.index
-		best.why = "no delta starts from " + u.running.Manifest.Version
+		best.why = "no delta that fits starts from " + u.running.Manifest.Version
 		if rotten {
 			best.why = "it takes only what is sound"
 		}
-		if src == nil || from == img.Size {
+		if src == nil {
 			break
 		}
 		var err error
@@ -184,9 +190,9 @@ func (u *Updater) chooseOne(ctx context.Context, src Source, m manifest.Manifest
 	default:
 		return payload{}, ErrNoDelta
 	}
-	best.whole = best.Blob.Size
+	best.sole, best.whole = all.others == 0, best.Blob.Size
 	if all.full != nil {
-		best.whole = max(all.full.Blob.Size, 1)
+		best.whole = all.full.Blob.Size
 	}
 	u.event("chosen", fmt.Sprintf("%s: %s of %d bytes for %d: %s", img.Name, best.Kind, best.download(), img.Size, best.why))
 	return *best, nil

@@ -1,9 +1,11 @@
 package updater
 
 import (
+	"context"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -57,7 +59,7 @@ func TestIndexWhereNoDeltaFits(t *testing.T) {
 			require.Len(t, d.chosen(), 2)
 			for _, text := range d.chosen() {
 				require.Contains(t, text, ": index of ")
-				require.Contains(t, text, "no delta starts from 1.0.0")
+				require.Contains(t, text, "no delta that fits starts from 1.0.0")
 			}
 			require.Less(t, d.moved, int64(rootSize*2/3), "a leaf around the index, and what is missing")
 			require.Equal(t, d.moved, u.Cost().Downloaded, "the index counts, too")
@@ -158,6 +160,41 @@ func TestIndexOverBudget(t *testing.T) {
 			require.True(t, permanent(err))
 			require.Zero(t, d.ops(), "nothing is written")
 		}
+	})
+}
+
+// planned is a source that wants to know what will be read.
+type planned struct {
+	*source
+	t    *testing.T
+	plan map[manifest.Digest][]transport.Range
+	kept int // reads that were planned
+}
+
+func (p *planned) Plan(blob manifest.Digest, ranges []transport.Range) {
+	p.plan = map[manifest.Digest][]transport.Range{blob: ranges}
+	for i, r := range ranges {
+		require.Positive(p.t, r[1])
+		require.True(p.t, i == 0 || r[0] >= ranges[i-1][0]+ranges[i-1][1], "offsets rise")
+	}
+}
+
+func (p *planned) ReadRange(ctx context.Context, blob manifest.Digest, off int64, b []byte) (int, error) {
+	if ranges, ok := p.plan[blob]; ok {
+		require.Contains(p.t, ranges, transport.Range{off, int64(len(b))}, "blob %s", blob)
+		p.kept++
+	}
+	return p.source.ReadRange(ctx, blob, off, b)
+}
+
+// A source that reads ahead is told of every unit before it is read.
+func TestIndexIsPlanned(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		src := &planned{source: d.w.source("3.3.0-index"), t: t}
+		require.NoError(t, d.start().Install(ctx, src, Options{}))
+		require.Greater(t, src.kept, 5)
+		d.settled(d.start(), "3.3.0-index")
 	})
 }
 
@@ -286,6 +323,67 @@ func TestIndexSlotsFail(t *testing.T) {
 		u.p.Slots = unreadable{u.p.Slots, bootctl.A}
 		require.ErrorIs(t, d.install(u, "3.3.0-index", Options{}), ErrNoDelta)
 		require.Contains(t, strings.Join(d.texts("damaged"), "\n"), "root.img in slot a")
+	})
+}
+
+// slow is slots whose root file systems take their time while they are compared.
+type slow struct {
+	Slots
+	u    *Updater
+	read func()
+}
+
+type slowDisk struct {
+	Disk
+	s slow
+}
+
+func (s slow) Read(slot bootctl.Slot, role string) (Disk, error) {
+	d, err := s.Slots.Read(slot, role)
+	return slowDisk{d, s}, err
+}
+
+func (d slowDisk) ReadAt(p []byte, off int64) (int, error) {
+	if off < rootSize && d.s.u.journal().Update == nil {
+		d.s.read()
+	}
+	return d.Disk.ReadAt(p, off)
+}
+
+// Comparing slow slots takes as long as it takes, and feeds the watchdog; a slot that no
+// longer answers does not.
+func TestIndexComparingIsWatched(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		u := d.start()
+		end := u.guarded(t)
+		begin := time.Now()
+		u.p.Slots = slow{u.p.Slots, u, func() { time.Sleep(stepTime * 2 / 3) }}
+		require.NoError(t, d.install(u, "3.3.0-index", Options{}))
+		require.Greater(t, time.Since(begin), 2*stepTime)
+		require.Empty(t, end)
+		u.p.Keeper.Stop()
+	})
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		u := d.start()
+		end, done, c := u.guarded(t), make(chan error, 1), make(chan struct{})
+		u.p.Slots = slow{u.p.Slots, u, func() { <-c }}
+		go func() { done <- d.install(u, "3.3.0-index", Options{}) }()
+		require.ErrorContains(t, <-end, "comparing boot.img")
+		close(c)
+		require.NoError(t, <-done)
+	})
+}
+
+// Who cancels while the slots are compared does not wait for that.
+func TestIndexCancelledWhileComparing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		u := d.start()
+		u.p.Slots = slow{u.p.Slots, u, func() { _ = u.Cancel() }}
+		require.ErrorIs(t, d.install(u, "3.3.0-index", Options{}), ErrCancelled)
+		require.Zero(t, d.ops())
 	})
 }
 

@@ -168,9 +168,12 @@ func (u *Updater) indexed(ctx context.Context, src Source, p payload, old Disk, 
 // More than once, because a broker that mixes two messages is no reason to fail an update.
 const indexTries = 3
 
-// planned is how many bytes of units are planned ahead at least: more than a fast link
-// has under way.
-const planned = 2 << 20
+// How far units are planned ahead: in bytes, more than a fast link has under way; and in
+// frames, where little is missing.
+const (
+	planBytes  = 2 << 20
+	planFrames = 64
+)
 
 // Build implements rebuilder. The error is transport.ErrLeaf where the source keeps sending
 // units that are not the signed ones.
@@ -191,7 +194,7 @@ func (r *indexed) announce(i int) {
 		return
 	}
 	var ranges []transport.Range
-	for sum := int64(0); i < r.Frames() && sum < planned; i++ {
+	for sum, end := int64(0), min(i+planFrames, r.Frames()); i < end && sum < planBytes; i++ {
 		for _, part := range r.Ranges(i) {
 			ranges = append(ranges, transport.Range{part.Offset, part.Length})
 			sum += part.Length

@@ -4,7 +4,8 @@
 //
 //	message                           accept, run.go         whose word, for this device, not a replay
 //	→ manifest → verify               Install, verify.go     whose word, for this board, newer, allowed
-//	→ delta apply → slot write        write.go               into the spare slot, resumable
+//	→ payload by cost                 choose.go, survey.go   a delta, what the slots lack, or all
+//	→ delta apply → slot write        rebuild.go, write.go   into the spare slot, resumable
 //	→ read back → slot record         finish.go              from the medium, past the caches
 //	→ TPM measure → boot flip → reboot finish.go             ledger, journal, boot record, in this order
 //	→ watchdog armed → health         trial.go               the new slot proves itself, or does not

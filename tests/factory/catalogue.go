@@ -20,13 +20,15 @@ type Item struct {
 	OtherBoard  bool            // is for a board that nobody has
 	Unsigned    bool            // nobody signed it
 	NoDelta     bool            // only whole images, so that a download lasts
+	Base        string          // what its deltas start from; "" is the first one
+	Index       bool            // has index payloads, too
 	Tries       int             // boots of a trial; 0 means 1, so that a bad trial is over soon
 	Schema      manifest.Schema // of its data
 	Files       []image.File    // added to the root file system
 }
 
 // catalogue is all that the factory makes, by rising sequence. Deltas start from
-// the first one.
+// the first one, or from one before.
 var catalogue = []Item{
 	{Name: "one", Version: "1.0.0", Sequence: 1},
 	{Name: "two", Version: "2.0.0", Sequence: 2},
@@ -40,6 +42,7 @@ var catalogue = []Item{
 	{Name: "migrates", Version: "3.0.0", Sequence: 9, Schema: layout2, Files: []image.File{hook}},
 	{Name: "migrates-unhealthy", Version: "3.0.1", Sequence: 10, Fault: "unhealthy", Schema: layout2, Files: []image.File{hook}},
 	{Name: "whole", Version: "3.1.0", Sequence: 11, NoDelta: true},
+	{Name: "three", Version: "3.2.0", Sequence: 12, Base: "two", Index: true},
 }
 
 // disks are the releases that devices leave the factory with.

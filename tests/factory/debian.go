@@ -179,6 +179,7 @@ func (w *workshop) debian(ctx context.Context, d debianItem, s debian.System, ow
 	return mkrelease.Create(ctx, mkrelease.Options{
 		Out: w.Release(d.name), Product: debianProduct, Version: item.Version, Sequence: item.Sequence,
 		Slots: w.Slots(d.name), Bases: bases, Policy: debianPolicy(), Level: 1,
+		NoIndex:    true, // all devices here run the first one; to make and prove it takes minutes
 		Provenance: manifest.Provenance{Source: "https://github.com/tandem-ota/tandem", Builder: "tests/factory"},
 	})
 }

@@ -17,6 +17,7 @@ package factory
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -212,11 +213,22 @@ func (f *Factory) build(ctx context.Context, p programs, log io.Writer) error {
 	}
 	w := &workshop{Factory: f, programs: p, keys: keys, root: root, log: log}
 	// Images and payloads take the time and do not depend on each other, except
-	// that deltas start from "one".
+	// that deltas start from "one", or from a release that starts from it.
 	if err := w.make(ctx, catalogue[0]); err != nil {
 		return err
 	}
-	if err := w.makeAll(ctx, catalogue[1:]); err != nil {
+	var next, last []Item
+	for _, i := range catalogue[1:] {
+		if i.Base == "" {
+			next = append(next, i)
+		} else {
+			last = append(last, i)
+		}
+	}
+	if err := w.makeAll(ctx, next); err != nil {
+		return err
+	}
+	if err := w.makeAll(ctx, last); err != nil {
 		return err
 	}
 	// In the order of the catalogue: each signing makes newer metadata, which
@@ -316,11 +328,11 @@ func (w *workshop) item(ctx context.Context, i Item) error {
 	}
 	var bases []string
 	if i.Name != catalogue[0].Name && !i.NoDelta {
-		bases = []string{w.Release(catalogue[0].Name)}
+		bases = []string{w.Release(cmp.Or(i.Base, catalogue[0].Name))}
 	}
 	_, err = mkrelease.Create(ctx, mkrelease.Options{
 		Out: w.Release(i.Name), Product: Product, Version: i.Version, Sequence: i.Sequence, Epoch: i.Epoch,
-		Slots: w.Slots(i.Name), Bases: bases, Policy: i.policy(), Level: 1,
+		Slots: w.Slots(i.Name), Bases: bases, NoIndex: !i.Index, Policy: i.policy(), Level: 1,
 		Provenance: manifest.Provenance{Source: "https://github.com/tandem-ota/tandem", Builder: "tests/factory"},
 	})
 	return err

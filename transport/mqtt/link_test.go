@@ -213,3 +213,46 @@ func TestClose(t *testing.T) {
 		require.JSONEq(t, `{"v":1,"online":false}`, string(b.Retained(transport.Topic("pump-7", transport.KindLive))))
 	})
 }
+
+// Scattered ranges of a blob come to the byte where they were planned, though the metadata
+// is read in between; and what the budget still allows is known.
+func TestDownloadPlanned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const budget = 4 << 20
+		b := mqtttest.New(1, mqtttest.Faults{})
+		l, err := mqtt.Dial(context.Background(), mqtt.Config{ID: "pump-7", Brokers: []string{"tcp://127.0.0.1"}, Dial: b.Dial, Budget: budget})
+		require.NoError(t, err)
+		content, other := random(1, 8<<20), random(2, 100)
+		server := mqtttest.Serve(b)
+		blob, aside := manifest.Digest(server.Blob(content)), manifest.Digest(server.Blob(other))
+		s := l.Source(blob)
+		left, limited := s.Left()
+		require.True(t, limited)
+		require.EqualValues(t, budget, left)
+		var ranges []transport.Range
+		var sum int64
+		for at := int64(100); at < int64(len(content))-9000; at += 40_000 {
+			ranges = append(ranges, transport.Range{at, 3000 + at%5000})
+			sum += 3000 + at%5000
+		}
+		s.Plan(blob, ranges)
+		for i, r := range ranges {
+			if i == 50 {
+				p := make([]byte, 100)
+				_, err := l.Source(aside).ReadRange(t.Context(), aside, 0, p)
+				require.True(t, err == nil || err == io.EOF, err)
+				require.Equal(t, other, p)
+			}
+			p := make([]byte, r[1])
+			n, err := s.ReadRange(t.Context(), blob, r[0], p)
+			require.NoError(t, err)
+			require.Equal(t, content[r[0]:r[0]+int64(n)], p)
+		}
+		left, _ = s.Left()
+		require.GreaterOrEqual(t, budget-left, sum)
+		require.LessOrEqual(t, budget-left, sum+mqtt.DefaultWindow, "what was read ahead is lost with the other read")
+		l.Close()
+		b.Close()
+		time.Sleep(time.Hour)
+	})
+}

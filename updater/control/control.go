@@ -7,16 +7,13 @@
 package control
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -155,81 +152,4 @@ func routes(agent context.Context, h Handler) http.Handler {
 		say(Line{Done: true})
 	})
 	return mux
-}
-
-// Client speaks to the agent.
-type Client struct{ http http.Client }
-
-// Dial returns a client for the agent at path; ErrNoAgent if none listens.
-func Dial(path string) (*Client, error) {
-	probe, err := net.Dial("unix", path)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, ErrNoAgent
-	}
-	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
-	}
-	probe.Close()
-	return &Client{http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
-		},
-	}}}, nil
-}
-
-// Status returns the agent's status as JSON.
-func (c *Client) Status(ctx context.Context) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://updater/v1/status", nil)
-	if err != nil {
-		return nil, err
-	}
-	response, err := c.http.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = &Failure{Text: string(bytes.TrimSpace(body)), Code: 1}
-	}
-	return body, err
-}
-
-// Do asks for a verb and returns when it is done. An error that the agent names is a
-// *Failure. A connection that ends without an outcome is an error too: the machine
-// may be rebooting.
-func (c *Client) Do(ctx context.Context, verb string, r Request, progress func(transport.Progress)) error {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://updater/v1/"+verb, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	response, err := c.http.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, maxRequest))
-		return &Failure{Text: string(bytes.TrimSpace(text)), Code: 1}
-	}
-	lines := json.NewDecoder(response.Body)
-	for {
-		var l Line
-		if err := lines.Decode(&l); err != nil {
-			return fmt.Errorf("the agent ended before it was done: %w", err)
-		}
-		switch {
-		case l.Error != "":
-			return &Failure{Text: l.Error, Code: l.Code}
-		case l.Done:
-			return nil
-		case l.Progress != nil && progress != nil:
-			progress(*l.Progress)
-		}
-	}
 }

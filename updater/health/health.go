@@ -11,8 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -22,9 +20,6 @@ import (
 	"github.com/tandem-ota/tandem/updater/manifest"
 	"github.com/tandem-ota/tandem/updater/tail"
 )
-
-// maxAnswer bounds what is read of a server's answer, in bytes.
-const maxAnswer = 4 << 10
 
 // Result is the outcome of one check.
 type Result struct {
@@ -92,23 +87,6 @@ func command(ctx context.Context, name string, args ...string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w: %s", name, err, out.Line())
-	}
-	return nil
-}
-
-func get(ctx context.Context, url string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	_, _ = io.CopyN(io.Discard, response.Body, maxAnswer) // so that the connection can be used again
-	if response.StatusCode/100 != 2 {
-		return fmt.Errorf("%s: %s", url, response.Status)
 	}
 	return nil
 }

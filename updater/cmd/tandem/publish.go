@@ -41,7 +41,7 @@ func publishCmd(ctx context.Context, args []string, _ io.Reader, stdout, stderr 
 	f.StringVar(&p.store, "store", "broker/store", "folder that the block server serves")
 	f.StringVar(&p.desk, "desk", "broker/desk", "provisioning folder of the desk")
 	f.StringVar(&p.trust, "trust", "", "trust folder with the key of the role fleet, and the newest metadata")
-	f.StringVar(&p.full, "full", transport.FullFail, "where no delta fits: fail, wait, or full for a full download")
+	f.StringVar(&p.full, "full", transport.FullFail, "where neither delta nor index payload saves much: fail, wait, or full for a full download")
 	f.BoolVar(&p.force, "force", false, "also to devices on which it failed before")
 	f.DurationVar(&p.valid, "valid", 30*24*time.Hour, "how long the devices may act on it")
 	f.DurationVar(&p.wait, "wait", 30*time.Second, "how long to wait for the broker")

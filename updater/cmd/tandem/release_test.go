@@ -79,7 +79,7 @@ func TestKeysAndRelease(t *testing.T) {
 	require.Equal(t, 2, made.Manifest.Trial.Tries)
 	require.Equal(t, 600, made.Manifest.Trial.DeadlineSeconds)
 	require.Equal(t, "2023-11-14T22:13:20Z", made.Manifest.Provenance.Built)
-	require.Len(t, made.Payloads, 2)
+	require.Len(t, made.Payloads, 3)
 
 	_, stderr, code = desk(releaseCmd, "verify", "--trust", in("trust"), in("r2"))
 	require.Equal(t, exitUntrusted, code, stderr)
@@ -97,7 +97,7 @@ func TestKeysAndRelease(t *testing.T) {
 	var v mkrelease.Verified
 	require.NoError(t, json.Unmarshal([]byte(out), &v))
 	require.True(t, v.Signature && v.Offered)
-	require.Equal(t, []string{"root full", "root delta"}, v.Rebuilt)
+	require.Equal(t, []string{"root full", "root index", "root delta"}, v.Rebuilt)
 	require.Equal(t, made.Digest, v.Digest)
 
 	out = must(t, releaseCmd, "inspect", in("stick.tar"))

@@ -12,12 +12,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
-	"github.com/tandem-ota/tandem/updater/delta"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/frames"
 	"github.com/tandem-ota/tandem/updater/manifest"
 	"github.com/tandem-ota/tandem/updater/release"
@@ -94,6 +92,7 @@ type Options struct {
 	Slots      string // folder with slots.json and its images; empty for a release of external images only
 	External   []External
 	Bases      []string // releases to make deltas from
+	NoIndex    bool     // no payloads for devices that run something else than a base
 	Policy     Policy
 	Provenance manifest.Provenance
 	SBOM       string // file, kept as a blob
@@ -110,6 +109,9 @@ type Payload struct {
 	ImageSize   int64           `json:"image_size"`
 	Size        int64           `json:"size"`
 	Memory      int64           `json:"memory"`
+	// Index is, for a delta, what a device with its base would download of the index
+	// payload instead; 0 where there is none.
+	Index int64 `json:"index,omitempty"`
 	// Dropped says why the payload is not in the release; empty if it is.
 	Dropped string `json:"dropped,omitempty"`
 }
@@ -338,46 +340,4 @@ func (base *base) rebuild(ctx context.Context, im manifest.Image, tmp string, pr
 		return f, nil
 	}
 	return nil, fmt.Errorf("base release %s carries no full payload of image %s", base.m.Version, im.Name)
-}
-
-// source reads a blob of a release as a file.
-type source struct {
-	ctx context.Context
-	r   *release.Release
-	d   manifest.Digest
-}
-
-func (s source) ReadAt(p []byte, off int64) (int, error) { return s.r.ReadRange(s.ctx, s.d, off, p) }
-
-// Rebuild decodes a payload of an image and writes the image, which it checks
-// against its digest and its hash tree. old is the base of a delta, nil otherwise; out is empty.
-func Rebuild(ctx context.Context, r *release.Release, im manifest.Image, p manifest.Payload, old io.ReaderAt, out *os.File, progress func(done int64)) error {
-	blob := source{ctx, r, p.Blob.Digest}
-	patch, err := delta.Open(blob, p.Blob.Size, delta.Limits{Memory: 1 << 30, Size: im.Size})
-	if err != nil {
-		return err
-	}
-	sum := newHasher()
-	for i := range patch.Frames() {
-		frame := patch.Frame(i)
-		in, dst := make([]byte, frame.BlobLength), make([]byte, frame.Length)
-		if n, err := blob.ReadAt(in, frame.Blob); n < len(in) {
-			return fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		if err := patch.Decode(i, in, delta.Sources{Old: old, New: out}, dst); err != nil {
-			return fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		if _, err := io.MultiWriter(sum, out).Write(dst); err != nil {
-			return err
-		}
-		progress(frame.Target + frame.Length)
-	}
-	got := sum.content()
-	if got.Digest != im.Digest || got.Size != im.Size {
-		return fmt.Errorf("%w: image %s becomes %s, not %s", ErrDamaged, im.Name, got.Digest, im.Digest)
-	}
-	if got.Tree != im.Tree {
-		return fmt.Errorf("%w: the hash tree of image %s is %s, the manifest says %s", ErrDamaged, im.Name, got.Tree, im.Tree)
-	}
-	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -91,22 +92,28 @@ func two(t testing.TB) (one, next mkrelease.Options, result mkrelease.Result) {
 }
 
 // A release carries every image in full, deltas from what the fleet runs, an
-// unchanged image for next to nothing, and everything in it verifies.
+// unchanged image for next to nothing, an index payload of each for all others, and
+// everything in it verifies.
 func TestCreate(t *testing.T) {
 	one, next, res := two(t)
 	sizes := map[string]int64{}
 	for _, p := range res.Payloads {
 		require.Empty(t, p.Dropped)
 		sizes[p.Image+" "+p.Kind] = p.Size
+		if p.Kind == manifest.KindDelta {
+			require.Greater(t, p.Index, p.Size)
+			require.Less(t, p.Index, int64(150<<10), "a leaf, and little that is missing")
+		}
 	}
-	require.Len(t, sizes, 5)
+	require.Len(t, sizes, 7)
+	require.Less(t, sizes["root index"], 2*sizes["root full"])
 	require.Less(t, sizes["root delta"], sizes["root full"]/20)
 	require.Less(t, sizes["boot delta"], int64(1000))
 	require.Equal(t, []string{"qemu-x86_64"}, res.Manifest.Boards)
 
 	v, err := mkrelease.Verify(ctx, next.Out, mkrelease.VerifyOptions{Bases: []string{one.Out}})
 	require.NoError(t, err)
-	require.ElementsMatch(t, []string{"boot full", "boot delta", "root full", "root delta", "mcu full"}, v.Rebuilt)
+	require.ElementsMatch(t, []string{"boot full", "boot index", "boot delta", "root full", "root index", "root delta", "mcu full"}, v.Rebuilt)
 	require.Equal(t, res.Digest, v.Digest)
 	require.False(t, v.Signature)
 }
@@ -127,7 +134,8 @@ func TestCreateReproducible(t *testing.T) {
 	require.True(t, bytes.Equal(a, b))
 }
 
-// A delta that saves nothing is not shipped, and it is said why.
+// A delta that saves nothing is not shipped, and it is said why, and what devices will
+// take instead: the whole image, or the index payload if that is as small.
 func TestCreateDropsUselessDelta(t *testing.T) {
 	noise := func(seed uint64) []byte {
 		out := make([]byte, 300000)
@@ -135,12 +143,34 @@ func TestCreateDropsUselessDelta(t *testing.T) {
 		return out
 	}
 	one := options(t, "1.0.0", 1, map[string][]byte{"boot": noise(1), "root": noise(2)})
+	one.NoIndex = true
 	create(t, one)
-	res := create(t, options(t, "2.0.0", 2, map[string][]byte{"boot": noise(3), "root": noise(4)}, one.Out))
-	for _, im := range res.Manifest.Images {
-		require.Len(t, im.Payloads, 1)
+	// What is new in root is new to both: a delta cannot do better than an index payload there.
+	grown := slices.Concat(noise(2)[:32*4096], noise(5), noise(6), noise(7), noise(8))
+	for _, without := range []bool{false, true} {
+		o := options(t, "2.0.0", 2, map[string][]byte{"boot": noise(3), "root": grown}, one.Out)
+		o.NoIndex = without
+		res := create(t, o)
+		dropped := map[string]string{}
+		kinds := map[string]int{}
+		for _, p := range res.Payloads {
+			kinds[p.Kind]++
+			if p.Dropped != "" {
+				require.Equal(t, manifest.KindDelta, p.Kind)
+				dropped[p.Image] = p.Dropped
+			}
+		}
+		require.Contains(t, dropped["boot"], "not clearly smaller than the full payload: devices with 1.0.0 will take that")
+		if without {
+			require.Len(t, dropped, 1)
+			require.Zero(t, kinds[manifest.KindIndex])
+			continue
+		}
+		require.Contains(t, dropped["root"], "not clearly smaller than the index payload: devices with 1.0.0 will take that, and ")
+		for _, im := range res.Manifest.Images {
+			require.Len(t, im.Payloads, 2)
+		}
 	}
-	require.Equal(t, "not smaller than the full payload", res.Payloads[1].Dropped)
 }
 
 // What cannot be made leaves nothing behind.

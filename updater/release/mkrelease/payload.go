@@ -6,7 +6,9 @@ import (
 	"io"
 	"os"
 
+	"github.com/tandem-ota/tandem/updater/delta/blocks"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/mkblocks"
 	"github.com/tandem-ota/tandem/updater/manifest"
 )
 
@@ -36,15 +38,23 @@ func (b *build) image(ctx context.Context, im manifest.Image, path string, want 
 	}
 	target := mkdelta.Image{ReaderAt: f, Size: im.Size}
 
-	full, err := b.payload(ctx, im, manifest.Payload{Kind: manifest.KindFull}, "full "+im.Name, func(o mkdelta.Options, w io.Writer) (mkdelta.Stats, error) {
-		return mkdelta.MakeFull(ctx, target, o, w)
+	full, err := b.payload(im, manifest.Payload{Kind: manifest.KindFull}, "full "+im.Name, func(o mkdelta.Options, w io.Writer) (int64, error) {
+		stats, err := mkdelta.MakeFull(ctx, target, o, w)
+		return stats.Memory, err
 	})
 	if err != nil {
 		return err
 	}
 	b.keep(&im, full, "")
 	if im.Type == manifest.TypeSlot {
-		if err := b.deltas(ctx, &im, target, full); err != nil {
+		var index *made
+		if !b.o.NoIndex {
+			if index, err = b.index(ctx, im, mkblocks.Image{ReaderAt: f, Size: im.Size}); err != nil {
+				return err
+			}
+			b.keep(&im, *index, "")
+		}
+		if err := b.deltas(ctx, &im, target, full, index); err != nil {
 			return err
 		}
 	}
@@ -52,10 +62,19 @@ func (b *build) image(ctx context.Context, im manifest.Image, path string, want 
 	return nil
 }
 
+// index makes the payload for devices that run something else than a base.
+func (b *build) index(ctx context.Context, im manifest.Image, target mkblocks.Image) (*made, error) {
+	p, err := b.payload(im, manifest.Payload{Kind: manifest.KindIndex}, "index "+im.Name, func(o mkdelta.Options, w io.Writer) (int64, error) {
+		stats, err := mkblocks.Make(ctx, target, mkblocks.Options{TempDir: o.TempDir, Progress: o.Progress}, w)
+		return stats.Memory, err
+	})
+	return &p, err
+}
+
 // deltas adds a delta from each base. An image that did not change gets one
 // too: the spare slot has to be written all the same, and from the running one
 // that costs next to no download.
-func (b *build) deltas(ctx context.Context, im *manifest.Image, target mkdelta.Image, full made) error {
+func (b *build) deltas(ctx context.Context, im *manifest.Image, target mkdelta.Image, full made, index *made) error {
 	seen := make(map[manifest.Digest]bool)
 	for _, base := range b.bases {
 		for _, old := range base.m.Images {
@@ -69,15 +88,20 @@ func (b *build) deltas(ctx context.Context, im *manifest.Image, target mkdelta.I
 			}
 			step := fmt.Sprintf("delta %s from %s", im.Name, base.m.Version)
 			p := manifest.Payload{Kind: manifest.KindDelta, Base: old.Digest}
-			d, err := b.payload(ctx, *im, p, step, func(o mkdelta.Options, w io.Writer) (mkdelta.Stats, error) {
-				return mkdelta.Make(ctx, mkdelta.Image{ReaderAt: f, Size: old.Size}, target, o, w)
+			d, err := b.payload(*im, p, step, func(o mkdelta.Options, w io.Writer) (int64, error) {
+				stats, err := mkdelta.Make(ctx, mkdelta.Image{ReaderAt: f, Size: old.Size}, target, o, w)
+				return stats.Memory, err
 			})
 			if err != nil {
 				return err
 			}
-			if d.Blob.Size >= full.Blob.Size {
-				// It would cost the fleet more than it saves, and memory too.
-				b.report(*im, d, base.m.Version, "not smaller than the full payload")
+			if index != nil {
+				if d.instead, err = b.download(*im, *index, f, old.Size, base.m.Version); err != nil {
+					return err
+				}
+			}
+			if why := unclear(d, full, base.m.Version); why != "" {
+				b.report(*im, d, base.m.Version, why)
 				continue
 			}
 			b.keep(im, d, base.m.Version)
@@ -86,20 +110,59 @@ func (b *build) deltas(ctx context.Context, im *manifest.Image, target mkdelta.I
 	return nil
 }
 
+// clearly is how large a delta may be, in percent of what a device would download without
+// it. One that saves less costs the fleet's storage and the desk's time more than it is worth.
+const clearly = 90
+
+// unclear says why a delta is not worth it, and what devices will take instead; "" if it is.
+func unclear(d, full made, base string) string {
+	switch {
+	case d.instead > 0 && d.instead < full.Blob.Size && d.Blob.Size*100 > d.instead*clearly:
+		return fmt.Sprintf("not clearly smaller than the index payload: devices with %s will take that, and %d bytes of it", base, d.instead)
+	case d.Blob.Size*100 > full.Blob.Size*clearly:
+		return fmt.Sprintf("not clearly smaller than the full payload: devices with %s will take that, where policy allows", base)
+	}
+	return ""
+}
+
+// download is what a device that runs a base would fetch of an index payload. What its
+// spare slot holds may make it less.
+func (b *build) download(im manifest.Image, index made, old io.ReaderAt, size int64, version string) (int64, error) {
+	f, err := os.Open(index.path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	x, err := blocks.Open(f, index.Blob.Size, blocks.Limits{Memory: index.Memory, Size: im.Size})
+	if err != nil {
+		return 0, err
+	}
+	step := fmt.Sprintf("compare %s with %s", im.Name, version)
+	if err := x.Scan(blocks.Running, old, size, func(done int64) { b.o.Progress(step, done, size) }); err != nil {
+		return 0, err
+	}
+	x.Finished()
+	// The index comes in whole leaves, with which it is checked.
+	leaves := (x.IndexSize() + manifest.LeafSize - 1) / manifest.LeafSize
+	return index.Blob.TreeSize() + min(leaves*manifest.LeafSize, index.Blob.Size) + x.Missing(0), nil
+}
+
 // made is a payload that waits in the temporary folder to be kept.
 type made struct {
 	manifest.Payload
-	path string
-	sum  *hasher
+	path    string
+	sum     *hasher
+	instead int64 // of a delta: what its base would have to download of the index payload
 }
 
-func (b *build) payload(_ context.Context, im manifest.Image, p manifest.Payload, step string, encode func(mkdelta.Options, io.Writer) (mkdelta.Stats, error)) (made, error) {
+// payload has a payload made; encode returns the memory that applying it takes.
+func (b *build) payload(im manifest.Image, p manifest.Payload, step string, encode func(mkdelta.Options, io.Writer) (int64, error)) (made, error) {
 	f, err := os.CreateTemp(b.tmp, "payload-")
 	if err != nil {
 		return made{}, err
 	}
 	sum := newHasher()
-	stats, err := encode(mkdelta.Options{
+	memory, err := encode(mkdelta.Options{
 		Level: b.o.Level, TempDir: b.tmp,
 		Progress: func(done, total int64) { b.o.Progress(step, done, total) },
 	}, io.MultiWriter(f, sum))
@@ -109,15 +172,15 @@ func (b *build) payload(_ context.Context, im manifest.Image, p manifest.Payload
 	if err != nil {
 		return made{}, fmt.Errorf("%s: %w", step, err)
 	}
-	p.Blob, p.Memory = sum.content(), stats.Memory
+	p.Blob, p.Memory = sum.content(), memory
 	b.o.Progress(step, im.Size, im.Size)
-	return made{p, f.Name(), sum}, nil
+	return made{Payload: p, path: f.Name(), sum: sum}, nil
 }
 
 // report notes what became of a payload, for people.
 func (b *build) report(im manifest.Image, p made, baseVersion, dropped string) {
 	b.result.Payloads = append(b.result.Payloads, Payload{
 		Image: im.Name, Kind: p.Kind, Base: p.Base, BaseVersion: baseVersion,
-		ImageSize: im.Size, Size: p.Blob.Size, Memory: p.Memory, Dropped: dropped,
+		ImageSize: im.Size, Size: p.Blob.Size, Memory: p.Memory, Index: p.instead, Dropped: dropped,
 	})
 }

@@ -183,7 +183,7 @@ func (v *Verified) decode(ctx context.Context, r *release.Release, o VerifyOptio
 			}
 			var old io.ReaderAt
 			switch p.Kind {
-			case manifest.KindFull:
+			case manifest.KindFull, manifest.KindIndex:
 			case manifest.KindDelta:
 				f, err := findBase(ctx, bases, p.Base, tmp, o.Progress)
 				if err != nil {
