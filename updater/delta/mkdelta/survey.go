@@ -39,6 +39,7 @@ type survey struct {
 
 	packed  *filing          // what the file system packs in the old image; nil: nothing
 	anchors map[uint64]int32 // of its units
+	scratch []*scratch       // what the units of both images unpack to
 }
 
 // picture is an image in memory, and its mask: the same bytes, but with the addresses
@@ -190,6 +191,9 @@ func (s *survey) common(o Options, body *int64) ([]byte, error) {
 func (s *survey) close() {
 	if s.spool != nil {
 		s.spool.Close()
+	}
+	for _, r := range s.scratch {
+		r.close()
 	}
 }
 
