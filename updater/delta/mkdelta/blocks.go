@@ -20,6 +20,9 @@ const unitLikes = 4
 // likeRoom bounds what the old units of a piece unpack to together, but for the first: a device holds it at once.
 const likeRoom = 1 << 20
 
+// manyAnchors is from how many bytes on fewer of them are remembered.
+const manyAnchors = 256 << 20
+
 // blocks tells what a file system packs in the new image from what it packs in the old one. Units that
 // both images have are left to the index.
 func (s *survey) blocks(ctx context.Context, o Options, masks bool, compressed []*compressed) error {
@@ -38,23 +41,23 @@ func (s *survey) blocks(ctx context.Context, o Options, masks bool, compressed [
 		}
 	}
 	s.useMembers(old, compressed)
-	before, err := s.base.lookInto(ctx, old, masks)
+	before, err := s.lookInto(ctx, &s.base, old, o, masks)
 	if err != nil {
 		return err
 	}
 	s.packed, s.anchors = old, map[uint64]int32{}
+	total := int64(0)
+	for _, u := range old.units {
+		total += int64(len(u.mask))
+	}
 	for i := range old.units {
-		u := &old.units[i]
-		if !u.used {
-			continue
-		}
-		for h := range anchorsOf(u.mask) {
+		for h := range anchorsOf(old.units[i].mask) {
+			if total > manyAnchors && h>>56 != 0 {
+				continue
+			}
 			if _, known := s.anchors[h]; !known {
 				s.anchors[h] = int32(i)
 			}
-		}
-		if err := s.spool.unit(u); err != nil {
-			return err
 		}
 	}
 	for i, e := range before {
@@ -64,7 +67,7 @@ func (s *survey) blocks(ctx context.Context, o Options, masks bool, compressed [
 			s.byName[name] = i
 		}
 	}
-	after, err := s.fresh.lookInto(ctx, fresh, masks)
+	after, err := s.lookInto(ctx, &s.fresh, fresh, o, masks)
 	if err != nil {
 		return err
 	}
@@ -147,59 +150,6 @@ func (g *filing) use(file int) {
 	}
 }
 
-// lookInto unpacks the units in use, and masks the executables in them, which it returns by
-// number of the file. What cannot be unpacked is used no more.
-func (p *picture) lookInto(ctx context.Context, g *filing, masks bool) (map[int]elfplan.File, error) {
-	for i := range g.units {
-		if u := &g.units[i]; u.used {
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-			b, err := p.unpack(u)
-			if u.used = err == nil; u.used {
-				u.content, u.mask = b, bytes.Clone(b)
-			}
-		}
-	}
-	found := map[int]elfplan.File{}
-	if !masks {
-		return found, nil
-	}
-files:
-	for _, i := range g.order {
-		for _, part := range g.files[i] {
-			if part.unit >= 0 && !g.units[part.unit].used {
-				continue files
-			}
-		}
-		first := g.files[i][0]
-		if first.unit >= 0 && (first.logical != 0 || !bytes.HasPrefix(g.units[first.unit].content[first.skip:], []byte("\x7fELF"))) {
-			continue
-		}
-		data, where := p.assemble(g, i)
-		if !bytes.HasPrefix(data, []byte("\x7fELF")) || len(data) < 64 {
-			continue
-		}
-		mask := elfplan.Mask(data)
-		for _, part := range g.files[i] {
-			if part.unit >= 0 {
-				copy(g.units[part.unit].mask[part.skip:part.skip+part.size], mask[part.logical:])
-			} else {
-				p.hide(part.image, data[part.logical:][:part.size], mask[part.logical:])
-			}
-		}
-		found[i] = elfplan.File{Data: data, Extents: where}
-	}
-	return found, nil
-}
-
-// unit keeps the mask of a unit, and lets go of its bytes.
-func (s *spool) unit(u *unit) error {
-	at, err := s.put(u.mask)
-	u.kept, u.content, u.mask = at, nil, nil
-	return err
-}
-
 // oldUnit takes an old unit apart, for new pieces to be told from, once; it returns which pieces of survey.old it is.
 func (s *survey) oldUnit(u *unit) []int {
 	if u.old != nil {
@@ -214,11 +164,11 @@ func (s *survey) oldUnit(u *unit) []int {
 		if f := zstdUnit(u, b); f != nil {
 			add(packed{
 				at: u.at + int64(f.Offset), length: int64(f.Length), kind: recode.ZstdContent, expand: []byte{0},
-				expanded: len(f.Content), content: len(f.Content), plain: s.spool, maskAt: u.kept, address: u.address,
+				expanded: len(f.Content), mask: u.mask, address: u.address,
 			})
 		}
 	} else if p, _ := tokens(u, b); p != nil {
-		p.plain, p.maskAt, p.address = s.spool, u.kept, u.address
+		p.mask, p.address = u.mask, u.address
 		add(*p)
 	}
 	return u.old
@@ -281,7 +231,6 @@ func (s *survey) units(ctx context.Context, o Options, old, fresh *filing, likes
 		work.Go(func() {
 			for i := range next {
 				made[i], errs[i] = s.unit(&fresh.units[i], old, likes[i])
-				fresh.units[i].content, fresh.units[i].mask = nil, nil
 			}
 		})
 	}

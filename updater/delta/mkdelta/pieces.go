@@ -6,11 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"sort"
 	"strings"
-	"sync"
 
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/elfplan"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/files"
@@ -36,43 +34,6 @@ const (
 	likeLimit   = 4 // old pieces that one new piece is told from
 	packedLikes = 6 // old blocks of a file system, besides
 )
-
-// spool keeps the plain forms of the new image's pieces, which would fill the memory.
-type spool struct {
-	*os.File
-	mutex sync.Mutex
-	end   int64
-}
-
-// put writes bytes and returns where they are.
-func (s *spool) put(parts ...[]byte) (at int64, err error) {
-	n := int64(0)
-	for _, b := range parts {
-		n += int64(len(b))
-	}
-	s.mutex.Lock()
-	at = s.end
-	s.end += n
-	s.mutex.Unlock()
-	n = at
-	for _, b := range parts {
-		if _, err := s.WriteAt(b, n); err != nil {
-			return 0, fmt.Errorf("write temporary file: %w", err)
-		}
-		n += int64(len(b))
-	}
-	return at, nil
-}
-
-// keep writes the plain form of a piece, and the mask of its content.
-func (s *spool) keep(p *packed, mask []byte, plain ...[]byte) error {
-	at, err := s.put(append(plain, mask)...)
-	p.plain, p.plainAt, p.maskAt = s, at, at
-	for _, b := range plain {
-		p.maskAt += int64(len(b))
-	}
-	return err
-}
 
 // pieces finds what is compressed in both images, and pairs it.
 func (s *survey) pieces(ctx context.Context, o Options, masks bool) error {

@@ -24,9 +24,10 @@ type packed struct {
 	expanded   int    // bytes that Expand makes
 	plain      *spool
 	plainAt    int64
-	maskAt     int64 // of the content's mask
-	address    int64 // of the plain form's first byte, for prediction
-	like       []int // pieces of the old image that have similar content, best first
+	maskAt     int64  // of the content's mask
+	address    int64  // of the plain form's first byte, for prediction
+	mask       []byte // of an old piece's content, where it has one
+	like       []int  // pieces of the old image that have similar content, best first
 }
 
 // kept says that bytes of old matches, from an offset on, are those of the expansions from another on.
@@ -102,7 +103,7 @@ func (w *worker) expand(p *packed) error {
 	w.oldMask = w.oldMask[:0]
 	for _, k := range p.like {
 		old := &w.survey.old[k]
-		start, mask := len(w.expanded), len(w.oldMask)
+		start := len(w.expanded)
 		w.expanded = slices.Grow(w.expanded, old.expanded)[:start+old.expanded]
 		n, err := w.coder.Expand(old.kind, old.expand, w.survey.base.bytes(old.at, old.length), w.expanded[start:])
 		if err != nil || n != old.expanded {
@@ -111,13 +112,8 @@ func (w *worker) expand(p *packed) error {
 		if old.kind == recode.ZstdMatches {
 			continue // no content, and behind all that is
 		}
-		w.oldMask = append(w.oldMask, w.expanded[start:]...)
-		if old.plain == nil {
-			continue
-		}
-		if n, err := old.plain.ReadAt(w.oldMask[mask:mask+old.content], old.maskAt); n != old.content {
-			return fmt.Errorf("read temporary file: %w", err)
-		}
+		w.oldMask = append(w.oldMask, old.mask...)
+		w.oldMask = append(w.oldMask, w.expanded[start+len(old.mask):]...)
 	}
 	return nil
 }

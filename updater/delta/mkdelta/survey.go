@@ -38,6 +38,7 @@ type survey struct {
 
 	packed  *filing          // what the file system packs in the old image; nil: nothing
 	anchors map[uint64]int32 // of its units
+	scratch []*scratch       // what the units of both images unpack to
 }
 
 func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, err error) {
@@ -147,6 +148,9 @@ func (s *survey) close() {
 	s.base.close()
 	s.fresh.close()
 	(&picture{held: s.held}).close()
+	for _, r := range s.scratch {
+		r.close()
+	}
 }
 
 // between returns the pieces of the new image that have bytes in [from, to).

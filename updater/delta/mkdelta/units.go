@@ -1,6 +1,8 @@
 package mkdelta
 
 import (
+	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -27,9 +29,8 @@ type unit struct {
 	address    int64          // of the first of them, for prediction
 	changed    bool           // it is in one image only
 	used       bool           // a file that it belongs to has changed
-	content    []byte         // of a used one, while its files are looked at
-	mask       []byte
-	kept       int64 // where in the spool these are: content, then mask
+	mask       []byte         // of what a used one unpacks to; where in the scratch it is
+	kept       int64
 	old        []int // pieces of survey.old, once they are made
 }
 
@@ -215,7 +216,7 @@ func (p *picture) mostly(f files.File) (data []byte, where []elfplan.Extent) {
 	return data, where
 }
 
-// assemble puts the bytes of a file together. Its units are unpacked.
+// assemble puts the bytes of a file together. Its units are unpacked, and not masked yet.
 func (p *picture) assemble(g *filing, i int) (data []byte, where []elfplan.Extent) {
 	data = make([]byte, p.files.Files[i].Size)
 	for _, s := range g.files[i] {
@@ -224,7 +225,7 @@ func (p *picture) assemble(g *filing, i int) (data []byte, where []elfplan.Exten
 			p.copy(data[s.logical:s.logical+s.size], s.image)
 		} else {
 			u := &g.units[s.unit]
-			copy(data[s.logical:s.logical+s.size], u.content[s.skip:])
+			copy(data[s.logical:s.logical+s.size], u.mask[s.skip:])
 			e.Image = u.address + s.skip
 		}
 		if k := len(where) - 1; k >= 0 && where[k].File+where[k].Length == e.File && where[k].Image+where[k].Length == e.Image {
@@ -234,4 +235,83 @@ func (p *picture) assemble(g *filing, i int) (data []byte, where []elfplan.Exten
 		}
 	}
 	return data, where
+}
+
+// lookInto unpacks the units in use, and masks the executables in them, which it returns by
+// number of the file. What cannot be unpacked is used no more.
+func (s *survey) lookInto(ctx context.Context, p *picture, g *filing, o Options, masks bool) (map[int]elfplan.File, error) {
+	size := int64(0)
+	for i := range g.units {
+		if u := &g.units[i]; u.used {
+			u.kept = size
+			size += u.plain
+		}
+	}
+	programs := size
+	for _, i := range g.order {
+		size += p.files.Files[i].Size
+	}
+	room, err := newScratch(o.TempDir, size) // a file that is not written to takes no room
+	if err != nil {
+		return nil, err
+	}
+	s.scratch = append(s.scratch, room)
+	for i := range g.units {
+		if u := &g.units[i]; u.used {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			b, err := p.unpack(u)
+			if u.used = err == nil; !u.used {
+				continue
+			}
+			if err := room.write(b, u.kept); err != nil {
+				return nil, err
+			}
+			u.mask = room.slice(u.kept, u.plain)
+		}
+	}
+	found := map[int]elfplan.File{}
+	if !masks {
+		return found, nil
+	}
+	for _, i := range g.order {
+		if !g.isProgram(i) {
+			continue
+		}
+		data, where := p.assemble(g, i)
+		if err := room.write(data, programs); err != nil {
+			return nil, err
+		}
+		found[i] = elfplan.File{Data: room.slice(programs, int64(len(data))), Extents: where}
+		programs += int64(len(data))
+	}
+	// Only now, since files may share units.
+	for _, i := range g.order {
+		f, ok := found[i]
+		if !ok {
+			continue
+		}
+		mask := elfplan.Mask(f.Data)
+		for _, part := range g.files[i] {
+			b := mask[part.logical : part.logical+part.size]
+			if part.unit < 0 {
+				p.hide(part.image, f.Data[part.logical:][:part.size:part.size], b)
+			} else if err := room.write(b, g.units[part.unit].kept+part.skip); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return found, nil
+}
+
+// isProgram tells whether all of a file is unpacked, and looks like an ELF file.
+func (g *filing) isProgram(file int) bool {
+	for _, p := range g.files[file] {
+		if p.unit >= 0 && !g.units[p.unit].used {
+			return false
+		}
+	}
+	first := g.files[file][0]
+	return first.unit >= 0 && first.logical == 0 && first.size >= 64 && bytes.HasPrefix(g.units[first.unit].mask[first.skip:], []byte("\x7fELF"))
 }
