@@ -125,6 +125,7 @@ func open(path string) (mkdelta.Image, error) {
 }
 
 func encode(ctx context.Context, older, newer, out string) error {
+	debug.SetGCPercent(50) // as the program tandem does
 	target, err := open(newer)
 	if err != nil {
 		return err
