@@ -19,7 +19,7 @@ const leastSaving = 4 << 10
 
 // leaves adds to a delta the blob that tells the image's leaf digests from the base, where that
 // takes much less than their list.
-func (b *build) leaves(ctx context.Context, im manifest.Image, target mkdelta.Image, base io.ReaderAt, size int64, version string, p *manifest.Payload) error {
+func (b *build) leaves(ctx context.Context, im manifest.Image, target mkdelta.Image, base leaves.Image, version string, p *manifest.Payload) error {
 	if im.TreeSize() < leastSaving {
 		return nil
 	}
@@ -27,7 +27,7 @@ func (b *build) leaves(ctx context.Context, im manifest.Image, target mkdelta.Im
 	if err != nil {
 		return err
 	}
-	blob, err := mkleaves.Make(ctx, leaves.Image{ReaderAt: base, Size: size}, leaves.Image(target), list)
+	blob, err := mkleaves.Make(ctx, base, leaves.Image(target), list)
 	if err != nil {
 		return fmt.Errorf("leaves of %s from %s: %w", im.Name, version, err)
 	}
@@ -47,7 +47,7 @@ func (b *build) leaves(ctx context.Context, im manifest.Image, target mkdelta.Im
 }
 
 // leavesOf compares what a leaves blob makes with the image's list.
-func leavesOf(ctx context.Context, r *release.Release, im manifest.Image, p manifest.Payload, base io.ReaderAt, size int64) error {
+func leavesOf(ctx context.Context, r *release.Release, im manifest.Image, p manifest.Payload, base leaves.Image) error {
 	if p.Leaves.Size == 0 {
 		return nil
 	}
@@ -58,7 +58,7 @@ func leavesOf(ctx context.Context, r *release.Release, im manifest.Image, p mani
 	if _, err := io.ReadFull(io.NewSectionReader(source{ctx, r, p.Leaves.Digest}, 0, p.Leaves.Size), blob); err != nil {
 		return err
 	}
-	list, err := leaves.List(blob, im.Size, leaves.Image{ReaderAt: base, Size: size}, ctx.Err)
+	list, err := leaves.List(blob, im.Size, base, ctx.Err)
 	if err != nil {
 		return fmt.Errorf("%s: %w", im.Name, err)
 	}

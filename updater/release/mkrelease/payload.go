@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/tandem-ota/tandem/updater/delta/blocks"
+	"github.com/tandem-ota/tandem/updater/delta/leaves"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/mkblocks"
 	"github.com/tandem-ota/tandem/updater/manifest"
@@ -104,6 +105,9 @@ func (b *build) deltas(ctx context.Context, im *manifest.Image, target mkdelta.I
 				b.report(*im, d, base.m.Version, why)
 				continue
 			}
+			if err := b.leaves(ctx, *im, target, leaves.Image{ReaderAt: f, Size: old.Size}, base.m.Version, &d.Payload); err != nil {
+				return err
+			}
 			b.keep(im, d, base.m.Version)
 		}
 	}
@@ -143,8 +147,8 @@ func (b *build) download(im manifest.Image, index made, old io.ReaderAt, size in
 	}
 	x.Finished()
 	// The index comes in whole leaves, with which it is checked.
-	leaves := (x.IndexSize() + manifest.LeafSize - 1) / manifest.LeafSize
-	return index.Blob.TreeSize() + min(leaves*manifest.LeafSize, index.Blob.Size) + x.Missing(0), nil
+	head := (x.IndexSize() + manifest.LeafSize - 1) / manifest.LeafSize * manifest.LeafSize
+	return index.Blob.TreeSize() + min(head, index.Blob.Size) + x.Missing(0), nil
 }
 
 // made is a payload that waits in the temporary folder to be kept.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/tandem-ota/tandem/updater/delta/leaves"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/frames"
 	"github.com/tandem-ota/tandem/updater/manifest"
 	"github.com/tandem-ota/tandem/updater/release"
@@ -71,8 +72,10 @@ func verify(ctx context.Context, path string, o VerifyOptions) (v Verified, err 
 				v.Absent = append(v.Absent, im.Name+" "+p.Kind)
 				continue
 			}
-			if err := v.blob(ctx, r, im.Name+" "+p.Kind, p.Blob, o); err != nil {
-				return v, err
+			for _, c := range []manifest.Content{p.Blob, p.Leaves} {
+				if err := v.blob(ctx, r, im.Name+" "+p.Kind, c, o); err != nil {
+					return v, err
+				}
 			}
 		}
 	}
@@ -193,6 +196,13 @@ func (v *Verified) decode(ctx context.Context, r *release.Release, o VerifyOptio
 					continue
 				}
 				old = f
+				info, err := f.Stat()
+				if err != nil {
+					return err
+				}
+				if err := leavesOf(ctx, r, im, p, leaves.Image{ReaderAt: f, Size: info.Size()}); err != nil {
+					return err
+				}
 			default:
 				continue
 			}
