@@ -146,7 +146,7 @@ func TestCreateDropsUselessDelta(t *testing.T) {
 	one.NoIndex = true
 	create(t, one)
 	// What is new in root is new to both: a delta cannot do better than an index payload there.
-	grown := slices.Concat(noise(2)[:32*4096], noise(5), noise(6), noise(7), noise(8))
+	grown := slices.Concat(noise(2)[:73*4096], noise(5), noise(6), noise(7), noise(8))
 	for _, without := range []bool{false, true} {
 		o := options(t, "2.0.0", 2, map[string][]byte{"boot": noise(3), "root": grown}, one.Out)
 		o.NoIndex = without
