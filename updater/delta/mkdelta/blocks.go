@@ -83,7 +83,7 @@ func (s *survey) blocks(ctx context.Context, o Options, masks bool, compressed [
 		if !u.changed || !u.used {
 			continue
 		}
-		likes[i] = s.likes(u.mask, unitLikes, 32)
+		likes[i] = s.likes(u.mask, unitLikes, 100)
 		for _, k := range likes[i] {
 			s.oldUnit(&old.units[k])
 		}

@@ -229,6 +229,25 @@ func TestBlocksOfPrograms(t *testing.T) {
 	}
 }
 
+// mksquashfs gives equal files the same blocks. What is compressed in them is told once.
+func TestSharedPieces(t *testing.T) {
+	var images [2][]byte
+	for version := range images {
+		gz := zipped(prose(version, 400<<10))
+		images[version] = made(t, "squashfs-lz4", map[string][]byte{"a.gz": gz, "b.gz": gz})
+	}
+	s, err := files.List(bytes.NewReader(images[1]), int64(len(images[1])))
+	require.NoError(t, err)
+	require.Len(t, s.Files, 2)
+	require.Equal(t, files.Stored, s.Files[0].Extents[0].Codec)
+	require.Equal(t, s.Files[0].Extents[0], s.Files[1].Extents[0])
+	var out bytes.Buffer
+	_, err = Make(t.Context(), image(images[0]), image(images[1]), Options{Workers: 2}, &out)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(images[1], decoded(t, out.Bytes(), images[0], len(images[1]))))
+	require.Less(t, out.Len()*8, len(images[1]))
+}
+
 // Files may share bytes, and a hostile image may say that blocks lie across one another: those are left alone.
 func TestFilingOverlap(t *testing.T) {
 	packed := func(offset, length, plain int64) files.File {

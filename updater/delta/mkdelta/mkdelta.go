@@ -4,7 +4,7 @@
 // How it finds what is old: it lists the files of both images where it knows the file system
 // (package files), and pairs them by path and content. Executables are replaced by masks for matching,
 // in which addresses do not count (package elfplan), and what is compressed is unpacked (package
-// recodescan). Both images are indexed by the hash of their blocks; a new file is compared with its
+// recodescan): files, and the blocks that squashfs and erofs pack. Both images are indexed by the hash of their blocks; a new file is compared with its
 // older self byte by byte besides. Of all matches those are chosen that cost the fewest bytes. What is
 // found becomes copies and differences, the rest literals; zstd compresses the streams of each
 // frame. A compressed file that would not become smaller by being told from old content stays as it is.
