@@ -94,6 +94,7 @@ type Options struct {
 	Slots      string // folder with slots.json and its images; empty for a release of external images only
 	External   []External
 	Bases      []string // releases to make deltas from
+	Chain      Chain    // which of them deserve one
 	Policy     Policy
 	Provenance manifest.Provenance
 	SBOM       string // file, kept as a blob
@@ -119,6 +120,10 @@ type Result struct {
 	Manifest manifest.Manifest `json:"manifest"`
 	Digest   manifest.Digest   `json:"digest"`
 	Payloads []Payload         `json:"payloads"`
+	// Weighed says why each base got a delta or none.
+	Weighed []Weighed `json:"weighed,omitempty"`
+	// Elsewhere are devices of versions that no base is of: they download what there is without a delta.
+	Elsewhere Devices `json:"devices_without_base,omitempty"`
 }
 
 // slotSet is slots.json, which boards/image writes beside the images.
@@ -181,6 +186,8 @@ type build struct {
 
 	// pending are payloads to keep; they become blobs when all else has worked.
 	pending []pending
+
+	rate float64 // image bytes of deltas per second, once one was made
 }
 
 type pending struct {
@@ -230,6 +237,7 @@ func (b *build) run(ctx context.Context) (Result, error) {
 		}
 		b.bases = append(b.bases, base)
 	}
+	b.result.Elsewhere = b.elsewhere()
 	if b.o.Slots != "" {
 		if err := b.slots(ctx); err != nil {
 			return Result{}, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta"
 	"github.com/tandem-ota/tandem/updater/manifest"
@@ -63,10 +64,14 @@ func (b *build) deltas(ctx context.Context, im *manifest.Image, target mkdelta.I
 				continue
 			}
 			seen[old.Digest] = true
-			f, err := base.rebuild(ctx, old, b.tmp, b.o.Progress)
+			f, weighed, err := b.weigh(ctx, im, base, old, target, full)
 			if err != nil {
 				return err
 			}
+			if f == nil {
+				continue
+			}
+			start := time.Now()
 			step := fmt.Sprintf("delta %s from %s", im.Name, base.m.Version)
 			p := manifest.Payload{Kind: manifest.KindDelta, Base: old.Digest}
 			d, err := b.payload(ctx, *im, p, step, func(o mkdelta.Options, w io.Writer) (mkdelta.Stats, error) {
@@ -75,9 +80,13 @@ func (b *build) deltas(ctx context.Context, im *manifest.Image, target mkdelta.I
 			if err != nil {
 				return err
 			}
-			if d.Blob.Size >= full.Blob.Size {
-				// It would cost the fleet more than it saves, and memory too.
-				b.report(*im, d, base.m.Version, "not smaller than the full payload")
+			b.timed(im.Size, time.Since(start))
+			// Now that it is made, only what it holds counts.
+			weighed.Delta, weighed.Time = d.Blob.Size, 0
+			choice := b.o.Chain.Choose(weighed)
+			b.note(*im, old, base.m.Version, weighed, choice, true)
+			if !choice.Make {
+				b.report(*im, d, base.m.Version, choice.Reason)
 				continue
 			}
 			b.keep(im, d, base.m.Version)
