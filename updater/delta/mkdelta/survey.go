@@ -47,7 +47,7 @@ type picture struct {
 	files       files.System
 }
 
-func newPicture(im Image, masks bool) (picture, error) {
+func newPicture(im Image, list *files.System, masks bool) (picture, error) {
 	p := picture{bytes: make([]byte, im.Size)}
 	if n, err := im.ReadAt(p.bytes, 0); n != len(p.bytes) {
 		if err == nil || errors.Is(err, io.EOF) {
@@ -56,7 +56,11 @@ func newPicture(im Image, masks bool) (picture, error) {
 		return picture{}, err
 	}
 	// An image that nobody can list has no files: the index finds what it finds.
-	p.files, _ = files.List(im, im.Size)
+	if list != nil {
+		p.files = *list
+	} else {
+		p.files, _ = files.List(im, im.Size)
+	}
 	p.mask = p.bytes
 	if masks {
 		p.mask = bytes.Clone(p.bytes)
@@ -113,10 +117,10 @@ func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, e
 			s.close() // nobody else can
 		}
 	}()
-	if s.base, err = newPicture(base, r.masks); err != nil {
+	if s.base, err = newPicture(base, o.OldFiles, r.masks); err != nil {
 		return nil, fmt.Errorf("read old image: %w", err)
 	}
-	if s.fresh, err = newPicture(target, r.masks); err != nil {
+	if s.fresh, err = newPicture(target, o.NewFiles, r.masks); err != nil {
 		return nil, fmt.Errorf("read new image: %w", err)
 	}
 	s.digest = sha256.Sum256(s.base.bytes)
