@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/compressed"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/files"
 )
 
@@ -89,38 +90,6 @@ type Advice struct {
 
 	Examples []string `json:"examples,omitempty"`
 	Note     string   `json:"note,omitempty"`
-}
-
-// Topics of advice.
-const (
-	TopicSystem      = "file system"
-	TopicInitrd      = "initrd"
-	TopicKernel      = "kernel"
-	TopicModules     = "modules"
-	TopicFiles       = "compressed files"
-	TopicSignatures  = "signatures"
-	TopicMetadata    = "metadata"
-	TopicJournal     = "journal"
-	TopicFree        = "free blocks"
-	TopicMoved       = "moved files"
-	TopicIdentifiers = "identifiers"
-	TopicRest        = "all else" // no advice: the rest of the delta
-)
-
-var topics = map[string]string{KindInitrd: TopicInitrd, KindKernel: TopicKernel, KindModule: TopicModules, KindFile: TopicFiles}
-
-var remedies = map[string]string{
-	TopicSystem:      "do not compress the file system: ext4, or erofs without compression, under dm-verity",
-	TopicInitrd:      "store the initramfs as a plain archive (COMPRESS=cat; tandem image slots --unpack)",
-	TopicKernel:      "choose a kernel compression that the encoder sees into: gzip or zstd, or none where the kernel boots so (arm64); the figure is for none",
-	TopicModules:     "install kernel modules uncompressed (CONFIG_MODULE_COMPRESS_NONE, or unpack them and run depmod)",
-	TopicFiles:       "leave out or store plain (man pages, change logs, fonts)",
-	TopicSignatures:  "strip the signatures of kernel modules, if the kernel does not insist on them (module.sig_enforce, lockdown): dm-verity covers the files",
-	TopicMetadata:    "give files fixed times (SOURCE_DATE_EPOCH) and the file system no checksums: dm-verity has them",
-	TopicJournal:     "make the file system without a journal: it is never written",
-	TopicFree:        "clear blocks that nothing uses: make the image anew instead of copying a used one",
-	TopicMoved:       "place files where they were in the release before (tandem image slots --like OLD)",
-	TopicIdentifiers: "give the file system the same UUID and hash seed in each release (mke2fs -U, -E hash_seed=)",
 }
 
 // largest is how many files are named.
@@ -283,12 +252,12 @@ func (v *view) advise(o Options, old *view, d *measured) []Advice {
 		packed.Note = v.unread.Error()
 		add(packed)
 	case v.packs():
-		compressed := map[int]bool{}
+		own := map[int]bool{}
 		for _, it := range v.items {
-			compressed[it.file] = true
+			own[it.file] = true
 		}
 		for i, f := range v.files {
-			if !compressed[i] {
+			if !own[i] {
 				packed.Files++
 				packed.Bytes += f.Size
 				packedOwners = append(packedOwners, ownFiles+i)
@@ -296,7 +265,7 @@ func (v *view) advise(o Options, old *view, d *measured) []Advice {
 		}
 		add(packed, append(packedOwners, ownMetadata)...)
 	}
-	for _, kind := range []string{KindInitrd, KindKernel, KindModule, KindFile} {
+	for _, kind := range []string{compressed.KindInitrd, compressed.KindKernel, compressed.KindModule, compressed.KindFile} {
 		v.compressed(kind, d, add)
 	}
 	if v.signs > 0 {
@@ -352,7 +321,7 @@ func (v *view) compressed(kind string, d *measured, add func(Advice, ...int)) {
 	}
 	if d != nil {
 		for _, it := range items {
-			if err := d.failed[it.file]; errors.Is(err, errNoTool) {
+			if err := d.failed[it.file]; errors.Is(err, compressed.ErrNoTool) {
 				a.Note = fmt.Sprintf("not measured: %v", err)
 			} else if err != nil && a.Note == "" {
 				a.Note = fmt.Sprintf("%s could not be unpacked: %v", v.files[it.file].Path, err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/compressed"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/files"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/frames"
 )
@@ -64,21 +65,21 @@ func (v *view) follow(ctx context.Context, dir string, wanted func(item) bool, p
 		}
 	}
 	for i, file := range v.files {
-		it, compressed := items[i]
-		if !packs && !compressed {
+		it, packed := items[i]
+		if !packs && !packed {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		b, err := files.Read(v, file, plainLimit)
+		b, err := files.Read(v, file, compressed.Limit)
 		if err != nil {
 			f.failed[i] = err
 			continue
 		}
 		var plain []byte
-		if compressed {
-			if plain, err = unpack(ctx, it.codec, b[it.from:it.to]); err != nil {
+		if packed {
+			if plain, err = compressed.Unpack(ctx, it.codec, b[it.from:it.to]); err != nil {
 				f.failed[i] = err
 				if !packs {
 					continue

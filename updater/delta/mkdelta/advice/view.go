@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/compressed"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/files"
 )
 
@@ -58,12 +59,12 @@ func read(ctx context.Context, im mkdelta.Image, progress func(done, total int64
 			return nil, err
 		}
 		var b []byte
-		if b, err = files.Read(im, f, plainLimit); err != nil {
+		if b, err = files.Read(im, f, compressed.Limit); err != nil {
 			// It counts as a file that nobody can see into.
 			b = nil
 		}
 		v.sums = append(v.sums, sha256.Sum256(b))
-		if from, to, codec, kind := look(f.Path, b); codec != "" {
+		if from, to, codec, kind := compressed.Look(f.Path, b); codec != "" {
 			v.items = append(v.items, item{i, codec, kind, from, to})
 		} else if n := signature(b); n > 0 {
 			v.signs++

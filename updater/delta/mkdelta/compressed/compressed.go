@@ -1,11 +1,15 @@
-package advice
+// Package compressed knows the files of a system that are compressed as a whole, or from some place on: an
+// initramfs, the payload of a kernel, modules, firmware, documentation. It unpacks them, and belongs to the desk.
+//
+// gzip, zstd, bzip2 and the lz4 of kernels are unpacked here; xz, lzma and other lz4 by the programs xz and lz4; lzo is
+// known and not unpacked. Formats that are compressed in parts of their own (zip, png, pdf) are not meant.
+package compressed
 
 import (
 	"bytes"
 	"compress/bzip2"
 	"compress/gzip"
 	"context"
-	"debug/pe"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -26,11 +30,11 @@ const (
 	KindFile   = "file"
 )
 
-// errNoTool means that a program is missing which unpacks a format; it is named.
-var errNoTool = errors.New("not installed")
+// ErrNoTool means that a program is missing which unpacks a format; it is named.
+var ErrNoTool = errors.New("not installed")
 
-// plainLimit bounds what a file may unpack to.
-const plainLimit = 1 << 30
+// Limit bounds what a file may unpack to, in bytes.
+const Limit = 1 << 30
 
 // magics are the beginnings of what is compressed as a whole.
 var magics = []struct{ codec, magic string }{
@@ -44,9 +48,8 @@ var magics = []struct{ codec, magic string }{
 	{"lzo", "\x89LZO\x00\r\n"},
 }
 
-// look returns the stretch of a file that is compressed, with what and for what; codec is "" for all other
-// files. Formats that are compressed in parts of their own (zip, png, pdf) are not meant.
-func look(path string, b []byte) (from, to int, codec, kind string) {
+// Look returns the stretch of a file that is compressed, with what and for what; codec is "" for all other files.
+func Look(path string, b []byte) (from, to int, codec, kind string) {
 	if from, to, codec = kernel(b); codec != "" {
 		return from, to, codec, KindKernel
 	}
@@ -60,7 +63,7 @@ func look(path string, b []byte) (from, to int, codec, kind string) {
 	case strings.HasPrefix(name, "vmlinu") || strings.HasPrefix(name, "image") && strings.HasSuffix(name, ".gz"):
 		kind = KindKernel
 	}
-	if early := archived(b); early > 0 && early < len(b) {
+	if early := Archived(b); early > 0 && early < len(b) {
 		from, kind = early, KindInitrd
 	}
 	for _, m := range magics {
@@ -94,8 +97,8 @@ func kernel(b []byte) (from, to int, codec string) {
 	return 0, 0, ""
 }
 
-// archived is where an initramfs goes on behind the plain archive with the microcode, 0 for other files.
-func archived(b []byte) int {
+// Archived is where an initramfs goes on behind the plain archive with the microcode, 0 for other files.
+func Archived(b []byte) int {
 	if !bytes.HasPrefix(b, []byte("07070")) {
 		return 0
 	}
@@ -108,8 +111,32 @@ func archived(b []byte) int {
 	return end
 }
 
-// unpack returns what a stretch of a file holds. What follows the compressed data is left out: the kernel's build
-// appends a length, and an initramfs may be padded.
+// Unpack returns what a stretch of a file holds, at most Limit bytes. What follows the compressed data is left out: the
+// kernel's build appends a length, and an initramfs may be padded.
+func Unpack(ctx context.Context, codec string, b []byte) ([]byte, error) {
+	out, err := unpack(ctx, codec, b)
+	if err != nil && len(out) == 0 {
+		return nil, err
+	}
+	return bound(out, nil)
+}
+
+// UnpackAll is Unpack where nothing may follow: what it returns is all that was there.
+func UnpackAll(ctx context.Context, codec string, b []byte) ([]byte, error) {
+	return bound(unpack(ctx, codec, b))
+}
+
+func bound(out []byte, err error) ([]byte, error) {
+	if len(out) > Limit {
+		return nil, fmt.Errorf("more than %d bytes: %w", Limit, files.ErrUnsupported)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// unpack returns what could be unpacked until an error.
 func unpack(ctx context.Context, codec string, b []byte) ([]byte, error) {
 	var r io.Reader
 	var err error
@@ -133,51 +160,41 @@ func unpack(ctx context.Context, codec string, b []byte) ([]byte, error) {
 		}
 		return program(ctx, b, "lz4", "-dcf")
 	case "xz", "lzma":
-		return program(ctx, b, "xz", "-dc", "--single-stream", "--format="+codec)
-	case "lzo":
-		return program(ctx, b, "lzop", "-dcf")
+		return program(ctx, b, "xz", "-dc", "--format="+codec)
 	default:
 		return nil, fmt.Errorf("codec %s: %w", codec, files.ErrUnsupported)
 	}
 	if err != nil {
 		return nil, err
 	}
-	out, err := io.ReadAll(io.LimitReader(r, plainLimit+1))
-	return unpacked(out, err)
-}
-
-func unpacked(out []byte, err error) ([]byte, error) {
-	switch {
-	case len(out) > plainLimit:
-		return nil, fmt.Errorf("more than %d bytes: %w", plainLimit, files.ErrUnsupported)
-	case err != nil && len(out) == 0:
-		return nil, err
-	}
-	return out, nil
+	return io.ReadAll(io.LimitReader(r, Limit+1))
 }
 
 // unlz4 unpacks the format that "lz4 -l" makes for kernels: lengths and blocks of 8 MiB.
 func unlz4(b []byte) ([]byte, error) {
 	var out []byte
-	for len(b) >= 4 && len(out) <= plainLimit {
+	for len(b) >= 4 && len(out) <= Limit {
 		n := int(binary.LittleEndian.Uint32(b))
 		if n <= 0 || n > len(b)-4 {
 			break // the length that the kernel's build appends
 		}
 		block, err := files.Unpack(files.LZ4, b[4:4+n], 8<<20)
 		if err != nil {
-			return unpacked(out, err)
+			return out, err
 		}
 		out, b = append(out, block...), b[4+n:]
 	}
-	return unpacked(out, nil)
+	if len(b) > 0 {
+		return out, fmt.Errorf("%d bytes behind the last block: %w", len(b), files.ErrFormat)
+	}
+	return out, nil
 }
 
 // program lets a tool of the desk unpack.
 func program(ctx context.Context, b []byte, name string, args ...string) ([]byte, error) {
 	p, err := exec.LookPath(name)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, errNoTool)
+		return nil, fmt.Errorf("%s: %w", name, ErrNoTool)
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -190,61 +207,12 @@ func program(ctx context.Context, b []byte, name string, args ...string) ([]byte
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	out, err := io.ReadAll(io.LimitReader(pipe, plainLimit+1))
-	if len(out) > plainLimit {
+	out, err := io.ReadAll(io.LimitReader(pipe, Limit+1))
+	if len(out) > Limit {
 		stop()
 	}
-	// What follows the data makes the tool complain when all is unpacked.
-	if done := cmd.Wait(); err == nil {
-		err = done
+	if done := cmd.Wait(); err == nil && done != nil {
+		err = fmt.Errorf("%s: %w", name, done)
 	}
-	return unpacked(out, err)
-}
-
-// programs finds the kernel and the initramfs of unified kernel images in an image that nobody can list, as a FAT
-// file system, where they lie in one piece: sections of a portable executable.
-func programs(im io.ReaderAt, size int64) []files.File {
-	var out []files.File
-	buf := make([]byte, 1<<20)
-	for at := int64(0); at < size; at += int64(len(buf)) {
-		n, err := im.ReadAt(buf[:min(int64(len(buf)), size-at)], at)
-		if n == 0 && err != nil {
-			return out
-		}
-		for i := 0; i+512 <= n; i += 512 {
-			if buf[i] != 'M' || buf[i+1] != 'Z' {
-				continue
-			}
-			p, err := pe.NewFile(io.NewSectionReader(im, at+int64(i), size-at-int64(i)))
-			if err != nil {
-				continue
-			}
-			for _, s := range p.Sections {
-				from, length := at+int64(i)+int64(s.Offset), int64(min(s.VirtualSize, s.Size))
-				if (s.Name == ".linux" || s.Name == ".initrd") && length > 0 && from+length <= size {
-					f := files.File{Path: fmt.Sprintf("uki%d/%s", len(out)/2+1, s.Name), Size: length}
-					f.Extents = []files.Extent{{Size: length, Offset: from, Length: length, Plain: length}}
-					out = append(out, f)
-				}
-			}
-		}
-	}
-	return out
-}
-
-// signatureMark ends a signed kernel module (scripts/sign-file.c); in front of it is a struct module_signature of 12
-// bytes, whose last four are the length of the signature in front of that.
-const signatureMark = "~Module signature appended~\n"
-
-// signature returns how many bytes at the end of a kernel module are its signature; 0 if it has none.
-func signature(b []byte) int {
-	if !bytes.HasSuffix(b, []byte(signatureMark)) || len(b) < len(signatureMark)+12 {
-		return 0
-	}
-	end := len(b) - len(signatureMark)
-	n := int(binary.BigEndian.Uint32(b[end-4:])) + 12 + len(signatureMark)
-	if n > len(b) || n < 0 {
-		return 0
-	}
-	return n
+	return out, err
 }
