@@ -41,13 +41,9 @@ func (t *Tree) links() []string {
 // freed just before it is made. What is free is in the end again.
 func (t *Tree) placed(empty *files.Ext4Layout, p *places) ([]byte, error) {
 	var b strings.Builder
-	all := make([]bool, len(p.ours))
 	for _, e := range empty.Free {
 		r := run{e.Offset / pageSize, e.Length / pageSize}
 		fmt.Fprintf(&b, "setb %d %d\n", r.start, r.n)
-		for k := r.start; k < r.start+r.n; k++ {
-			all[k] = true
-		}
 	}
 	for i := uint32(firstInode + 1); i <= p.count; i++ {
 		fmt.Fprintf(&b, "seti <%d>\n", i)
@@ -90,17 +86,20 @@ func (t *Tree) placed(empty *files.Ext4Layout, p *places) ([]byte, error) {
 	for _, r := range gaps(p.ours) {
 		fmt.Fprintf(&b, "freeb %d %d\n", r.start, r.n)
 	}
-	for i := uint32(firstInode + 1); i <= p.count; i++ {
-		if !p.taken[i] {
-			fmt.Fprintf(&b, "freei <%d>\n", i)
-		}
-	}
 	for _, name := range late {
 		fmt.Fprintf(&b, "freei <%d>\n", p.spots[name].inode)
 		if err := w.make(name); err != nil {
 			return nil, err
 		}
 		w.attributes(name)
+	}
+	for i := uint32(firstInode + 1); i <= p.count; i++ {
+		if !p.taken[i] {
+			fmt.Fprintf(&b, "freei <%d>\n", i)
+		}
+	}
+	if t.nodes["/lost+found"] != nil {
+		w.attributes("/lost+found") // mke2fs has made it
 	}
 	for _, name := range p.order {
 		if err := w.xattrs(name); err != nil {
