@@ -21,7 +21,8 @@
 // either slot: the stub tells the kernel which partition it came from.
 //
 // root.img is an ext4 file system without a journal ([Root]), followed by its
-// verity superblock and tree (package partition/verity).
+// verity superblock and tree (package partition/verity). It can keep the places
+// that files have in an older image ([RootLike]), so that devices write less.
 //
 // # slots.json
 //

@@ -20,6 +20,7 @@ import (
 	"github.com/tandem-ota/tandem/bootctl/grubenv"
 	"github.com/tandem-ota/tandem/partition"
 	"github.com/tandem-ota/tandem/partition/verity"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/files"
 )
 
 // Files of a slot, where the device's programs look for them.
@@ -42,6 +43,8 @@ type SlotOptions struct {
 	RootFiles []File    // added to the root file system
 	Date      time.Time // no file of the root file system is younger; see SourceDate
 	Append    string    // added to the board's kernel command line; "" for a product
+	Unpack    bool      // initramfs archives in /boot of the root file system, see UnpackInitramfs
+	Like      string    // root image, or folder with one, whose places the root file system keeps; "" for none
 	Out       string    // folder, made if it is not there
 }
 
@@ -104,7 +107,16 @@ func slots(ctx context.Context, o SlotOptions) (SlotSet, error) {
 	if err != nil {
 		return set, err
 	}
-	params, err := rootImage(ctx, o.Board, tree, filepath.Join(o.Out, "root.img"))
+	if o.Unpack {
+		if _, err := tree.UnpackInitramfs(ctx); err != nil {
+			return set, err
+		}
+	}
+	like, err := olderRoot(o.Like)
+	if err != nil {
+		return set, err
+	}
+	params, err := rootImage(ctx, o.Board, tree, like, filepath.Join(o.Out, "root.img"))
 	if err != nil {
 		return set, err
 	}
@@ -153,8 +165,8 @@ func rootTree(o SlotOptions, stage string) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	files := append([]File{{KeysPath, 0o644, o.Keys}, {BoardPath, 0o644, append(board, '\n')}}, o.RootFiles...)
-	for _, f := range files {
+	added := append([]File{{KeysPath, 0o644, o.Keys}, {BoardPath, 0o644, append(board, '\n')}}, o.RootFiles...)
+	for _, f := range added {
 		if err := tree.AddFile(f); err != nil {
 			return nil, err
 		}
@@ -197,9 +209,21 @@ func (t *Tree) osRelease() ([]byte, error) {
 	return nil, errors.New("the root file system has no /usr/lib/os-release and no /etc/os-release")
 }
 
+// olderRoot reads the layout of an older root image, nil if there is none to follow. It is read before anything is
+// written: the new image may replace it.
+func olderRoot(name string) (*files.Ext4Layout, error) {
+	if name == "" {
+		return nil, nil
+	}
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		name = filepath.Join(name, "root.img")
+	}
+	return layout(name)
+}
+
 // rootImage writes file system and verity tree.
-func rootImage(ctx context.Context, b boards.Board, t *Tree, out string) (verity.Params, error) {
-	size, err := Root(ctx, t, uuid(b, "root"), out)
+func rootImage(ctx context.Context, b boards.Board, t *Tree, like *files.Ext4Layout, out string) (verity.Params, error) {
+	size, err := root(ctx, t, uuid(b, "root"), like, out)
 	if err != nil {
 		return verity.Params{}, err
 	}
@@ -208,11 +232,11 @@ func rootImage(ctx context.Context, b boards.Board, t *Tree, out string) (verity
 		return verity.Params{}, err
 	}
 	defer f.Close()
-	root, _, err := verity.Build(f, size, Salt(b), uuid(b, "verity"), f, size)
+	hash, _, err := verity.Build(f, size, Salt(b), uuid(b, "verity"), f, size)
 	if err != nil {
 		return verity.Params{}, err
 	}
-	return verity.Params{DataBlocks: size / verity.BlockSize, Salt: Salt(b), Root: root, HashOffset: size}, f.Close()
+	return verity.Params{DataBlocks: size / verity.BlockSize, Salt: Salt(b), Root: hash, HashOffset: size}, f.Close()
 }
 
 // bootImage returns the file system with the unified kernel image.

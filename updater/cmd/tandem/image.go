@@ -93,6 +93,8 @@ func imageSlots(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	f.StringVar(&o.Modules, "modules", "", "`folder` of its modules (lib/modules/VERSION)")
 	f.StringVar(&o.Init, "init", "", "first program, a static binary `file`")
 	f.StringVar(&o.Root, "root", "", "root file system: a `folder or archive` (.tar, .tar.zst; only an archive has owners)")
+	f.StringVar(&o.Like, "like", "", "root `image` of the release before, or its folder: what did not change stays in its place, and devices write less")
+	f.BoolVar(&o.Unpack, "unpack", false, "store initramfs archives in /boot of the root file system uncompressed: deltas see into them")
 	f.StringVar(&o.Append, "append", "", "`words` added to the board's kernel command line, for trying")
 	f.StringVar(&o.Out, "out", "", "`folder` for boot.img, root.img and slots.json")
 	if err := parseImageFlags(f, args, 0, "board", "kernel", "modules", "init", "root", "keys", "out"); err != nil {

@@ -3,7 +3,7 @@
 //
 //	tandem image     slots, whole-disk images, flashing
 //	tandem keys      signing keys and TUF metadata
-//	tandem release   create, sign, pack, inspect and verify releases
+//	tandem release   create, sign, pack, inspect, verify and advise on releases
 //	tandem broker    the embedded MQTT broker with its block server; enrols devices
 //	tandem publish   tell devices which release they should run
 //	tandem watch     a live table of devices

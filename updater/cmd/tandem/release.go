@@ -24,8 +24,14 @@ const releaseUsage = `usage: tandem release COMMAND [options]
   create   pack the images of a slot into a release folder, not yet signed
   sign     sign it, and offer it in the TUF metadata (on any machine with keys)
   pack     make one tar file of it, for a stick
+  advise   say what makes the deltas of an image large, and what each remedy is worth
   inspect  print what a release says of itself
   verify   check signatures, hashes and payloads
+
+advise takes a release, a folder with slots.json, or the file of one image. With
+--base (one of these too) it measures each remedy on this pair: the delta is made
+twice, as things are and as if all advice was followed. Whatever it finds, its
+exit code is 0.
 
 A release folder is an OCI image layout: skopeo copy oci:DIR:release docker://…
 
@@ -37,6 +43,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not to be trusted or damaged,
 func releaseCmd(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer) error {
 	err := subcommand(ctx, "release", releaseUsage, map[string]func(context.Context, []string, io.Writer, io.Writer) error{
 		"create": releaseCreate, "sign": releaseSign, "pack": releasePack, "inspect": releaseInspect, "verify": releaseVerify,
+		"advise": releaseAdvise,
 	}, args, stdout, stderr)
 	for _, distrust := range []error{
 		trust.ErrSignature, trust.ErrThreshold, trust.ErrExpired, trust.ErrRollback, trust.ErrMismatch, trust.ErrNoTarget,
@@ -69,6 +76,9 @@ func releaseCreate(ctx context.Context, args []string, stdout, stderr io.Writer)
 	f.StringVar(&o.Slots, "slots", "", "`folder` with slots.json, as made by tandem image slots")
 	f.Var(&boards, "board", "`board` that the images fit, besides that of slots.json (repeatable)")
 	f.Var(&bases, "base", "`release` that devices run now, to make deltas from (repeatable)")
+	devices := f.String("devices", "", "devices per version, a `file or VERSION=COUNT,…`: a base gets a delta only if the devices there save more than it costs")
+	saving := f.String("min-saving", "10%", "with --devices: `bytes or share` of the downloads that a delta has to save, as 50M or 10%")
+	f.Int64Var(&o.Chain.PerSecond, "second", 0, "with --devices: `bytes` that a second of the encoder has to save the fleet")
 	f.Var(&external, "external", "`NAME=HANDLER:FILE`: image for a handler program (repeatable)")
 	policy := f.String("policy", "", "JSON `file` with trial, health, data_schema, critical, as in the manifest")
 	f.StringVar(&o.Provenance.Source, "source", "", "`URL` of the sources")
@@ -85,6 +95,14 @@ func releaseCreate(ctx context.Context, args []string, stdout, stderr io.Writer)
 	o.Out, o.Boards, o.Bases, o.Policy = rest[0], boards, bases, mkrelease.DefaultPolicy()
 	if o.Product == "" || o.Version == "" || o.Sequence == 0 {
 		return usageError("--product, --version and --sequence must be given")
+	}
+	if *devices != "" {
+		if o.Chain.Devices, err = mkrelease.ReadDevices(*devices); err != nil {
+			return err
+		}
+	}
+	if o.Chain.MinBytes, o.Chain.MinShare, err = mkrelease.ParseSaving(*saving); err != nil {
+		return usageError("--min-saving: %v", err)
 	}
 	for _, s := range external {
 		name, target, ok1 := strings.Cut(s, "=")
@@ -117,6 +135,7 @@ func releaseCreate(ctx context.Context, args []string, stdout, stderr io.Writer)
 	}
 	fmt.Fprintf(stdout, "%s: %s %s, sequence %d, epoch %d, for %s\n%s\n\n", o.Out, o.Product, o.Version, o.Sequence, o.Epoch, strings.Join(res.Manifest.Boards, ", "), res.Digest)
 	printPayloads(stdout, res.Payloads)
+	printWeighed(stdout, res)
 	fmt.Fprintf(stdout, "\nnot signed yet: tandem release sign --trust DIR %s\n", o.Out)
 	return nil
 }

@@ -24,6 +24,7 @@ type frame struct {
 
 	workspace int // that the decoder needs
 	features  uint32
+	spent     []spent
 }
 
 // makeFrames makes all frames on o.Workers goroutines and gives them to emit
@@ -60,6 +61,8 @@ type worker struct {
 	features uint32        // that the frame needs
 
 	control, diff, literal, moves, recode []byte // the streams
+
+	account *zstd.Encoder // weighs literals; nil if nobody wants to know
 }
 
 func newWorker(s *survey, target Image, o Options) (*worker, error) {
@@ -71,7 +74,10 @@ func newWorker(s *survey, target Image, o Options) (*worker, error) {
 	if s.plan != nil {
 		w.matcher = s.plan.matcher()
 	}
-	return w, nil
+	if o.Spent != nil {
+		w.account, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	}
+	return w, err
 }
 
 func newCompressor(o Options) (*zstd.Encoder, error) {
@@ -132,6 +138,9 @@ func (w *worker) make(offset int64, length int) (frame, error) {
 		f.packed = w.stream(f.packed, stream, &f.body)
 	}
 	f.features = w.features
+	if w.account != nil {
+		f.spent = w.spending(windows)
+	}
 	return f, nil
 }
 

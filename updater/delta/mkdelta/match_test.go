@@ -38,7 +38,7 @@ func whole(t testing.TB, p *plan, frame []byte, offset int64, segments []segment
 func planOf(t *testing.T, old, fresh []byte) *plan {
 	t.Helper()
 	of := func(b []byte) picture {
-		p, err := newPicture(image(b))
+		p, err := newPicture(image(b), nil)
 		require.NoError(t, err)
 		t.Cleanup(p.close)
 		return p

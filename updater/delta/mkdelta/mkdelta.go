@@ -33,6 +33,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/files"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/frames"
 )
 
@@ -58,9 +59,17 @@ type Options struct {
 	Workers   int    // frames worked on at a time; 0 means one per core
 	TempDir   string // where the frames wait; "" means os.TempDir()
 
+	// Where the files of the images are; nil means that the images are asked.
+	OldFiles, NewFiles *files.System
+
 	// Progress is told how much of the new image is done, in bytes, from one goroutine
 	// and in growing order.
 	Progress func(done, total int64)
+
+	// Spent is told what stretches of the new image cost, in bytes of the patch, from one
+	// goroutine and in growing order of frames. Within a frame the share of each stretch is an estimate; the
+	// sum of all is the size of the frames. What equals the old image is not named.
+	Spent func(offset, length int64, bytes float64)
 }
 
 // Stats says what a patch is made of. Copied, Different, Literal and Zero add
@@ -158,6 +167,9 @@ func build(ctx context.Context, s *survey, target Image, o Options, out io.Write
 		stats.Literal += f.stats.Literal
 		stats.Zero += f.stats.Zero
 		stats.Size += int64(len(f.packed))
+		if o.Spent != nil {
+			f.tell(done, o.Spent)
+		}
 		done += int64(f.length)
 		o.Progress(done, target.Size)
 		_, err := spool.Write(f.packed)

@@ -34,8 +34,9 @@ type original struct {
 
 func (k original) end() int64 { return k.at + int64(len(k.bytes)) }
 
-// newPicture reads an image. It must be closed.
-func newPicture(im Image) (picture, error) {
+// newPicture reads an image, whose files are those of list, or what can be found if that is nil. It
+// must be closed.
+func newPicture(im Image, list *files.System) (picture, error) {
 	var p picture
 	b, err := outside(im.Size)
 	if err != nil {
@@ -50,7 +51,11 @@ func newPicture(im Image) (picture, error) {
 		return p, err
 	}
 	// An image that nobody can list has no files: the index finds what it finds.
-	p.files, _ = files.List(im, im.Size)
+	if list != nil {
+		p.files = *list
+	} else {
+		p.files, _ = files.List(im, im.Size)
+	}
 	return p, nil
 }
 

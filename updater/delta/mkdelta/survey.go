@@ -52,10 +52,10 @@ func newSurvey(ctx context.Context, base, target Image, o Options) (_ *survey, e
 			s.close() // nobody else can
 		}
 	}()
-	if s.base, err = newPicture(base); err != nil {
+	if s.base, err = newPicture(base, o.OldFiles); err != nil {
 		return nil, fmt.Errorf("read old image: %w", err)
 	}
-	if s.fresh, err = newPicture(target); err != nil {
+	if s.fresh, err = newPicture(target, o.NewFiles); err != nil {
 		return nil, fmt.Errorf("read new image: %w", err)
 	}
 	s.digest = sha256.Sum256(s.base.mask) // nothing is concealed yet

@@ -93,6 +93,7 @@ type Options struct {
 	External   []External
 	Bases      []string // releases to make deltas from
 	NoIndex    bool     // no payloads for devices that run something else than a base
+	Chain      Chain    // which of them deserve one
 	Policy     Policy
 	Provenance manifest.Provenance
 	SBOM       string // file, kept as a blob
@@ -121,6 +122,10 @@ type Result struct {
 	Manifest manifest.Manifest `json:"manifest"`
 	Digest   manifest.Digest   `json:"digest"`
 	Payloads []Payload         `json:"payloads"`
+	// Weighed says why each base got a delta or none.
+	Weighed []Weighed `json:"weighed,omitempty"`
+	// Elsewhere are devices of versions that no base is of: they download what there is without a delta.
+	Elsewhere Devices `json:"devices_without_base,omitempty"`
 }
 
 // slotSet is slots.json, which boards/image writes beside the images.
@@ -183,6 +188,8 @@ type build struct {
 
 	// pending are payloads to keep; they become blobs when all else has worked.
 	pending []pending
+
+	rate float64 // image bytes of deltas per second, once one was made
 }
 
 type pending struct {
@@ -232,6 +239,7 @@ func (b *build) run(ctx context.Context) (Result, error) {
 		}
 		b.bases = append(b.bases, base)
 	}
+	b.result.Elsewhere = b.elsewhere()
 	if b.o.Slots != "" {
 		if err := b.slots(ctx); err != nil {
 			return Result{}, err

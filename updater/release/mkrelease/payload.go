@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/tandem-ota/tandem/updater/delta/blocks"
 	"github.com/tandem-ota/tandem/updater/delta/leaves"
@@ -83,10 +84,14 @@ func (b *build) deltas(ctx context.Context, im *manifest.Image, target mkdelta.I
 				continue
 			}
 			seen[old.Digest] = true
-			f, err := base.rebuild(ctx, old, b.tmp, b.o.Progress)
+			f, weighed, err := b.weigh(ctx, im, base, old, target, full, index)
 			if err != nil {
 				return err
 			}
+			if f == nil {
+				continue
+			}
+			start := time.Now()
 			step := fmt.Sprintf("delta %s from %s", im.Name, base.m.Version)
 			p := manifest.Payload{Kind: manifest.KindDelta, Base: old.Digest}
 			d, err := b.payload(*im, p, step, func(o mkdelta.Options, w io.Writer) (int64, error) {
@@ -96,13 +101,17 @@ func (b *build) deltas(ctx context.Context, im *manifest.Image, target mkdelta.I
 			if err != nil {
 				return err
 			}
-			if index != nil {
-				if d.instead, err = b.download(*im, *index, f, old.Size, base.m.Version); err != nil {
-					return err
-				}
+			b.timed(im.Size, time.Since(start))
+			d.instead = weighed.Index
+			// Now that it is made, only what it holds counts.
+			weighed.Delta, weighed.Time = d.Blob.Size, 0
+			choice := b.o.Chain.Choose(weighed)
+			if why := unclear(d, full, base.m.Version); choice.Make && why != "" {
+				choice.Make, choice.Reason = false, why
 			}
-			if why := unclear(d, full, base.m.Version); why != "" {
-				b.report(*im, d, base.m.Version, why)
+			b.note(*im, old, base.m.Version, weighed, choice, true)
+			if !choice.Make {
+				b.report(*im, d, base.m.Version, choice.Reason)
 				continue
 			}
 			if err := b.leaves(ctx, *im, target, leaves.Image{ReaderAt: f, Size: old.Size}, base.m.Version, &d.Payload); err != nil {

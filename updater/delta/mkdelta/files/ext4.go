@@ -13,7 +13,10 @@ const (
 	extIncompatMetaBG   = 0x10
 	extIncompat64       = 0x80
 
-	extRoot = 2
+	extRoot    = 2
+	extJournal = 8 // inode of the journal
+
+	extBlocksUnwritten = 0x2 // flag of a group: the map of its blocks was never written
 
 	extFlagEncrypt = 0x800
 	extFlagExtents = 0x80000
@@ -35,22 +38,33 @@ type ext struct {
 	size     int64 // of an inode
 	filetype bool
 	tables   []int64 // by group: where its inodes are
+	maps     []int64 // by group: where the map of its blocks is, or -1 if it was never written
+	perMap   int64   // blocks of a group
+	first    int64   // block
 	seen     map[uint32]bool
 }
 
 func listExt4(im *image, s *System) error {
-	b, err := im.at(1024, 1024)
+	x, err := openExt4(im, s)
 	if err != nil {
 		return err
+	}
+	return x.walk("", extRoot, 0)
+}
+
+func openExt4(im *image, s *System) (*ext, error) {
+	b, err := im.at(1024, 1024)
+	if err != nil {
+		return nil, err
 	}
 	le := binary.LittleEndian
 	incompat := le.Uint32(b[96:])
 	logBlock := le.Uint32(b[24:])
 	if incompat&extIncompatJournal != 0 {
-		return fmt.Errorf("a journal device: %w", ErrUnsupported)
+		return nil, fmt.Errorf("a journal device: %w", ErrUnsupported)
 	}
 	if logBlock > 6 {
-		return fmt.Errorf("block size 2^%d KiB: %w", logBlock, ErrFormat)
+		return nil, fmt.Errorf("block size 2^%d KiB: %w", logBlock, ErrFormat)
 	}
 	x := &ext{
 		im: im, s: s, block: 1024 << logBlock, inodes: le.Uint32(b), perGroup: le.Uint32(b[40:]), size: 128,
@@ -67,18 +81,18 @@ func listExt4(im *image, s *System) error {
 	s.Block = x.block
 	if x.size < 128 || x.size > x.block || x.size&(x.size-1) != 0 || blocksPerGroup == 0 || x.perGroup == 0 || x.blocks <= first ||
 		descriptor < 32 || descriptor > 1024 || x.blocks > im.size/1024 {
-		return fmt.Errorf("superblock: %w", ErrFormat)
+		return nil, fmt.Errorf("superblock: %w", ErrFormat)
 	}
 	groups := (x.blocks - first + blocksPerGroup - 1) / blocksPerGroup
 	if groups > im.size/x.block || int64(x.inodes) > groups*int64(x.perGroup) {
-		return fmt.Errorf("%d groups: %w", groups, ErrFormat)
+		return nil, fmt.Errorf("%d groups: %w", groups, ErrFormat)
 	}
 	perBlock := x.block / descriptor
 	var table []byte
 	for g := range groups {
 		if g%perBlock == 0 {
 			if table, err = im.at(x.descriptors(g, perBlock, first, blocksPerGroup, incompat, int64(le.Uint32(b[260:])))*x.block, x.block); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		d := table[g%perBlock*descriptor:]
@@ -87,11 +101,20 @@ func listExt4(im *image, s *System) error {
 			at |= int64(le.Uint32(d[40:])) << 32
 		}
 		if at < 0 || at >= x.blocks {
-			return fmt.Errorf("inodes of group %d: %w", g, ErrFormat)
+			return nil, fmt.Errorf("inodes of group %d: %w", g, ErrFormat)
 		}
 		x.tables = append(x.tables, at*x.block)
+		at = int64(le.Uint32(d))
+		if descriptor >= 64 {
+			at |= int64(le.Uint32(d[32:])) << 32
+		}
+		if le.Uint16(d[18:])&extBlocksUnwritten != 0 || at <= 0 || at >= x.blocks {
+			at = -1
+		}
+		x.maps = append(x.maps, at)
 	}
-	return x.walk("", extRoot, 0)
+	x.first, x.perMap = first, blocksPerGroup
+	return x, nil
 }
 
 // descriptors returns the block that holds the descriptor of group g.
