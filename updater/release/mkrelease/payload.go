@@ -106,7 +106,7 @@ func (b *build) deltas(ctx context.Context, im *manifest.Image, target mkdelta.I
 			// Now that it is made, only what it holds counts.
 			weighed.Delta, weighed.Time = d.Blob.Size, 0
 			choice := b.o.Chain.Choose(weighed)
-			if why := unclear(d, full, base.m.Version); choice.Make && why != "" {
+			if why := unclear(d, full, base.m.Version); why != "" {
 				choice.Make, choice.Reason = false, why
 			}
 			b.note(*im, old, base.m.Version, weighed, choice, true)
