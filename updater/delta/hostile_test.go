@@ -167,7 +167,9 @@ func TestHostilePlain(t *testing.T) {
 	segment := func(kind, gap, length, packed, skip, take, address uint64, params []byte, expansions ...[]byte) []byte {
 		return join(uv(kind, gap, length, packed, skip, take, address, uint64(len(params))), params, uv(uint64(len(expansions))), join(expansions...))
 	}
-	expansionAt := func(kind, offset, length, size, address uint64) []byte { return uv(kind, offset, length, size, address, 0) }
+	expansionAt := func(kind, offset, length, size, address uint64) []byte {
+		return uv(kind, offset, length, size, address, 0)
+	}
 	expansion := func(kind, offset, length, size uint64) []byte { return expansionAt(kind, offset, length, size, 0) }
 	zero := op(delta.OpZero, 16)
 	literals := join(zero, op(delta.OpLiteral, size))
