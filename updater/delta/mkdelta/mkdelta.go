@@ -4,10 +4,10 @@
 // How it finds what is old: it lists the files of both images where it knows the file system
 // (package files), and pairs them by path and content. Executables are replaced by masks for matching,
 // in which addresses do not count (package elfplan), and what is compressed is unpacked (package
-// recodescan): files, and the blocks that squashfs and erofs pack. Both images are indexed by the hash of their blocks; a new file is compared with its
-// older self byte by byte besides. Of all matches those are chosen that cost the fewest bytes. What is
-// found becomes copies and differences, the rest literals; zstd compresses the streams of each
-// frame. A compressed file that would not become smaller by being told from old content stays as it is.
+// recodescan): files, and the blocks that squashfs and erofs pack, which are paired by content. Both images
+// are indexed by the hash of their blocks; a new file is compared with its older self byte by byte
+// besides. Of all matches those are chosen that cost the fewest bytes. What is found becomes copies
+// and differences, the rest literals; zstd compresses the streams of each frame. A compressed file that would not become smaller by being told from old content stays as it is.
 //
 // The result depends on the two images and the options, not on the number of
 // cores, nor on time. Every patch is decoded and compared with the
@@ -17,7 +17,7 @@
 // it), and some 100 MiB per core; without masks and the second index where Options.Memory is tighter. What
 // compressed files unpack to comes on top while they are compared, before there is an index. The frames
 // wait in a temporary file, because the table in front of them needs their lengths; so do the unpacked
-// files. Most of this is mapped, not of Go's heap, which would grow to twice of it.
+// files, and all that the changed files of a squashfs or erofs unpack to. Most of this is mapped, not of Go's heap, which would grow to twice of it.
 package mkdelta
 
 import (

@@ -52,6 +52,9 @@ type stretch struct {
 // compressed lays out a piece behind the plain form, if telling it from old content costs less
 // than its bytes.
 func (w *worker) compressed(p *packed, frame, end int64) error {
+	if w.workspace(p) > workspaceMost {
+		return nil
+	}
 	from, to := max(p.at, frame), min(p.end(), end)
 	h := stretch{
 		piece: p, at: int(from - frame), skip: int(from - p.at), take: int(to - from),
@@ -96,6 +99,19 @@ func (w *worker) compressed(p *packed, frame, end int64) error {
 	clear(w.plain[h.at : h.at+h.take])
 	w.holes = append(w.holes, h)
 	return nil
+}
+
+// workspaceMost is what a piece may take of a device's memory; with 10 MiB in all, it has this for one.
+const workspaceMost = 4 << 20
+
+// workspace is what a device holds at a time for a piece, at most.
+func (w *worker) workspace(p *packed) int {
+	n, scratch := p.size, int(p.length)
+	for _, k := range p.like {
+		n += w.survey.old[k].expanded
+		scratch = max(scratch, int(w.survey.old[k].length))
+	}
+	return n + scratch
 }
 
 // expand makes what a piece is told from, and a mask of the content in it.

@@ -120,6 +120,33 @@ func (m *OldMatches) Join(next OldMatches, rest int) (replaced, by int) {
 	return replaced, by
 }
 
+// Cut returns the matches whose targets begin in [from, to) of the content, how many bytes of records and long lengths are
+// in front of them, and how much of the content these stand for.
+func (m *OldMatches) Cut(from, to int) (cut OldMatches, records, long, content int) {
+	o := oldMatches{records: m.Records, long: m.Long}
+	at, endRecords, endLong := 0, 0, 0
+	for len(o.records) >= zstdRecord {
+		l, k := int(o.records[0]), int(o.records[1])
+		o.records = o.records[zstdRecord:]
+		if l == zstdLong {
+			l = o.takeLong()
+		}
+		if k == zstdLong {
+			k = o.takeLong()
+		}
+		begin := at + l
+		if begin >= to {
+			break
+		}
+		at = begin + k + 3
+		endRecords, endLong = len(m.Records)-len(o.records), len(m.Long)-len(o.long)
+		if begin < from {
+			records, long, content = endRecords, endLong, at
+		}
+	}
+	return OldMatches{Records: m.Records[records:endRecords], Long: m.Long[long:endLong]}, records, long, content
+}
+
 // Covered is how many bytes of content end with the last match.
 func (m *OldMatches) Covered() (n int) {
 	o := oldMatches{records: m.Records, long: m.Long}

@@ -26,23 +26,29 @@ type Copy struct{ To, From, Length int }
 // small as a block of squashfs. It tries what a device would do.
 func Follow(target *Frame, old []*Frame) (*Followed, error) {
 	out := &Followed{}
-	var joined recode.OldMatches
 	var content []byte
+	for _, f := range old {
+		content = append(content, f.Content...)
+	}
+	moved := align(content, target.Content)
+	var joined recode.OldMatches
 	var records, long []Copy
-	from := 0
+	from, start := 0, 0
 	for _, f := range old {
 		expand, m, err := f.Blocks.Matches(0, f.Blocks.Len())
 		if err != nil {
 			return nil, fmt.Errorf("old matches: %w", err)
 		}
+		// What has no place in the new content would be taken to be where other old content is.
+		lo, hi := hull(moved, start, start+len(f.Content), len(content), len(target.Content))
+		cut, headRecords, headLong, head := m.Cut(lo-start, hi-start)
 		recordsAt, longAt := len(joined.Records), len(joined.Long)
-		replaced, by := joined.Join(m, len(content)-joined.Covered())
+		replaced, by := joined.Join(cut, start+head-joined.Covered())
 		// The length in the first record differs, which a difference says.
-		records = append(records, Copy{recordsAt, from, len(m.Records)})
-		from += len(m.Records)
-		long = append(long, Copy{longAt + by, from + replaced, len(m.Long) - replaced})
-		from += len(m.Long)
-		content = append(content, f.Content...)
+		records = append(records, Copy{recordsAt, from + headRecords, len(cut.Records)})
+		long = append(long, Copy{longAt + by, from + len(m.Records) + headLong + replaced, len(cut.Long) - replaced})
+		from += len(m.Records) + len(m.Long)
+		start += len(f.Content)
 		out.Expand = append(out.Expand, expand)
 		out.Size = append(out.Size, len(m.Records)+len(m.Long))
 	}
@@ -52,7 +58,7 @@ func Follow(target *Frame, old []*Frame) (*Followed, error) {
 		out.Copies = append(out.Copies, c)
 	}
 	out.Matches = append(bytes.Clone(joined.Records), joined.Long...)
-	f, err := target.Blocks.ForeseeFrom(0, target.Blocks.Len(), target.Content, joined, align(content, target.Content))
+	f, err := target.Blocks.ForeseeFrom(0, target.Blocks.Len(), target.Content, joined, moved)
 	if err != nil {
 		return nil, err
 	}
@@ -67,4 +73,24 @@ func Follow(target *Frame, old []*Frame) (*Followed, error) {
 		return nil, fmt.Errorf("other bits: %w", recode.ErrUnsupported)
 	}
 	return out, nil
+}
+
+// hull returns the first and the last position in [start, end) of the old content that has a place in the new one;
+// the two contents have so many bytes. Nothing is an empty range.
+func hull(moved []recode.Moved, start, end, old, fresh int) (lo, hi int) {
+	lo, hi = end, start
+	for i, m := range moved {
+		next := recode.Moved{Old: old, New: fresh}
+		if i+1 < len(moved) {
+			next = moved[i+1]
+		}
+		a, b := m.Old, m.Old+min(next.Old-m.Old, next.New-m.New)
+		if i == 0 {
+			a -= min(m.Old, m.New)
+		}
+		if a, b = max(a, start), min(b, end); a < b {
+			lo, hi = min(lo, a), max(hi, b)
+		}
+	}
+	return lo, max(lo, hi)
 }

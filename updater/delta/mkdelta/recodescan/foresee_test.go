@@ -10,6 +10,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/updater/delta/recode"
 )
 
 // changed is content with what a new version brings: bytes changed all over,
@@ -86,4 +88,53 @@ func TestForeseeGoEncoder(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Small frames, as blocks of squashfs are, come back from the matches of several old ones, also where content crosses
+// from one into the next, and where an old one has nothing to do with them.
+func TestFollow(t *testing.T) {
+	bin := tool(t, "zstd")
+	all := corpora(t)
+	frame := func(b []byte) *Frame {
+		in := filepath.Join(t.TempDir(), "in")
+		require.NoError(t, os.WriteFile(in, b, 0o600))
+		out, err := exec.Command(bin, "-15", "--no-check", "-q", "-c", in).Output()
+		require.NoError(t, err)
+		frames := Zstd(out, 1<<20)
+		require.Len(t, frames, 1)
+		return &frames[0]
+	}
+	const block = 128 << 10
+	program := all["program"]
+	old := []*Frame{frame(program[:block]), frame(all["text"][:block]), frame(program[block : 2*block]), frame(all["zeros"][:block])}
+	target := frame(program[5000 : block+5000])
+	size := func(f *Frame, old ...*Frame) int {
+		told, err := Follow(f, old) // which has tried it
+		require.NoError(t, err)
+		var expanded []byte
+		for i, o := range old {
+			room := make([]byte, told.Size[i])
+			n, err := new(recode.Coder).Expand(recode.ZstdMatches, told.Expand[i], o.data, room)
+			require.NoError(t, err)
+			expanded = append(expanded, room[:n]...)
+		}
+		same := 0
+		for _, c := range told.Copies {
+			for i := range c.Length {
+				if told.Matches[c.To+i] == expanded[c.From+i] {
+					same++
+				}
+			}
+		}
+		// The first record of an old frame may have another literal length.
+		require.GreaterOrEqual(t, same, len(told.Matches)-len(old)*4)
+		return len(told.Extra)
+	}
+	require.Less(t, size(target, old...), target.Length/10)
+	require.Less(t, size(target, old[0], old[2]), target.Length/10)
+	for _, name := range []string{"noise", "zeros", "text", "skewed"} {
+		size(frame(all[name][:block]), old...)
+		size(target, frame(all[name][:block]))
+	}
+	size(frame([]byte("short")), old...)
 }
