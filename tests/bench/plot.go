@@ -20,7 +20,7 @@ var looks = []struct{ tool, shape, colour string }{
 	{casyncTool, "frame", "#455a64"},
 	{"rauc block-hash-index", "frame", "#90a4ae"},
 	{"zchunk", "frame", "#f9a825"},
-	{"zstd -9", "cross", "#9e9e9e"},
+	{wholeZstd, "cross", "#9e9e9e"},
 }
 
 // plot draws the download of each tool as a share of the image, a line for each pair, as SVG. The scale is
