@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/elfplan"
@@ -319,6 +320,7 @@ func (s *survey) followed(u *unit, b []byte, old *filing, likes []int) (*unitPie
 	for i := range m.matches {
 		m.matches[i].expand, m.matches[i].expanded = told.Expand[i], told.Size[i]
 	}
+	m.matches = slices.DeleteFunc(m.matches, func(p packed) bool { return p.expanded == 0 })
 	for _, c := range told.Copies {
 		m.copies = append(m.copies, kept{c.To, contents + c.From, c.Length})
 	}

@@ -15,7 +15,7 @@ type Followed struct {
 	Extra   []byte
 
 	Expand [][]byte // for each old frame the parameters, which make
-	Size   []int    // so many bytes
+	Size   []int    // so many bytes; none if its matches are of no use
 	Copies []Copy
 }
 
@@ -42,11 +42,18 @@ func Follow(target *Frame, old []*Frame) (*Followed, error) {
 		// What has no place in the new content would be taken to be where other old content is.
 		lo, hi := hull(moved, start, start+len(f.Content), len(content), len(target.Content))
 		cut, headRecords, headLong, head := m.Cut(lo-start, hi-start)
+		if len(cut.Records) == 0 {
+			start += len(f.Content)
+			out.Expand, out.Size = append(out.Expand, nil), append(out.Size, 0)
+			continue
+		}
 		recordsAt, longAt := len(joined.Records), len(joined.Long)
 		replaced, by := joined.Join(cut, start+head-joined.Covered())
 		// The length in the first record differs, which a difference says.
 		records = append(records, Copy{recordsAt, from + headRecords, len(cut.Records)})
-		long = append(long, Copy{longAt + by, from + len(m.Records) + headLong + replaced, len(cut.Long) - replaced})
+		if n := len(cut.Long) - replaced; n > 0 {
+			long = append(long, Copy{longAt + by, from + len(m.Records) + headLong + replaced, n})
+		}
 		from += len(m.Records) + len(m.Long)
 		start += len(f.Content)
 		out.Expand = append(out.Expand, expand)

@@ -113,6 +113,9 @@ func TestFollow(t *testing.T) {
 		require.NoError(t, err)
 		var expanded []byte
 		for i, o := range old {
+			if told.Size[i] == 0 {
+				continue
+			}
 			room := make([]byte, told.Size[i])
 			n, err := new(recode.Coder).Expand(recode.ZstdMatches, told.Expand[i], o.data, room)
 			require.NoError(t, err)
