@@ -161,7 +161,7 @@ func indexStep(ctx context.Context, newer, out string) (any, error) {
 
 // decoded is what one of our decoders says of itself.
 type decoded struct {
-	Anonymous int64 // bytes of anonymous memory at its height, looked at after every frame
+	Anonymous int64 // bytes of anonymous memory at its height, looked at after every frame, and often while an old image is scanned
 	Memory    int64 // bytes that the payload states
 	OldRead   int64 // bytes of the old image
 	OldSeeks  int64 // reads of it that did not begin where the one before ended
@@ -310,8 +310,9 @@ func buildIndex(older, payload, leaves, out string) (d decoded, err error) {
 	if err != nil {
 		return d, err
 	}
-	if err := x.Scan(blocks.Running, old, base.Size, nil); err != nil {
-		return d, err
+	var looked error
+	if err := x.Scan(blocks.Running, old, base.Size, func(int64) { looked = d.look() }); err != nil || looked != nil {
+		return d, errors.Join(err, looked)
 	}
 	promised := x.IndexSize() + x.Missing(0)
 	f, err := os.Create(out)
@@ -349,6 +350,11 @@ func (d *decoded) put(f *os.File, at int64, plain []byte, check func(int64, []by
 	if _, err := f.WriteAt(plain, at); err != nil {
 		return err
 	}
+	return d.look()
+}
+
+// look remembers the anonymous memory at its height.
+func (d *decoded) look() error {
 	n, err := anonymous()
 	d.Anonymous = max(d.Anonymous, n)
 	return err
