@@ -205,44 +205,47 @@ func rauc(ctx context.Context, j *job) error {
 	return err
 }
 
+// casync puts the new image into a store that has the old one: what is added is what a device fetches.
 func casync(ctx context.Context, j *job) error {
-	chunks := func(of string) map[string]int64 {
-		all := make(map[string]int64)
-		filepath.WalkDir(j.at(of+".castr"), func(p string, e fs.DirEntry, err error) error {
-			if err == nil && !e.IsDir() {
-				if info, err := e.Info(); err == nil {
-					all[filepath.Base(p)] = info.Size()
-				}
+	chunks := func() (count int, size int64, err error) {
+		err = filepath.WalkDir(j.at("castr"), func(p string, e fs.DirEntry, err error) error {
+			if err != nil || e.IsDir() {
+				return err
 			}
-			return nil
+			info, err := e.Info()
+			if err == nil {
+				count, size = count+1, size+info.Size()
+			}
+			return err
 		})
-		return all
+		return count, size, err
 	}
-	command := func(of, image string) []string {
-		return []string{"casync", "make", "--store=" + j.at(of+".castr"), "--chunk-size=4096:16384:65536", "--compression=zstd", j.at(of + ".caibx"), image}
+	command := func(index, image string) []string {
+		return []string{"casync", "make", "--store=" + j.at("castr"), "--chunk-size=4096:16384:65536", "--compression=zstd", j.at(index), image}
 	}
-	// The old one was published before.
-	if _, _, err := j.b.measure(ctx, command("old", j.old)...); err != nil {
+	if _, _, err := j.b.measure(ctx, command("old.caibx", j.old)...); err != nil {
 		return err
 	}
-	if err := j.encode(ctx, command("new", j.new)...); err != nil {
+	count, before, err := chunks()
+	if err != nil {
+		return err
+	}
+	if count == 0 {
+		return errors.New("casync left no chunks")
+	}
+	if err := j.encode(ctx, command("new.caibx", j.new)...); err != nil {
+		return err
+	}
+	_, after, err := chunks()
+	if err != nil {
 		return err
 	}
 	info, err := os.Stat(j.at("new.caibx"))
 	if err != nil {
 		return err
 	}
-	have, want := chunks("old"), chunks("new")
-	if len(have) == 0 || len(want) == 0 {
-		return errors.New("casync left no chunks")
-	}
-	j.row.Index, j.row.Bytes = info.Size(), info.Size()
-	for name, size := range want {
-		if _, ok := have[name]; !ok {
-			j.row.Bytes += size
-		}
-	}
-	return j.decode(ctx, "casync", "extract", "--store="+j.at("new.castr"), "--seed="+j.old, "--seed-output=no", j.at("new.caibx"), j.at("out"))
+	j.row.Index, j.row.Bytes = info.Size(), info.Size()+after-before
+	return j.decode(ctx, "casync", "extract", "--store="+j.at("castr"), "--seed="+j.old, "--seed-output=no", j.at("new.caibx"), j.at("out"))
 }
 
 func zchunk(ctx context.Context, j *job) error {
