@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 
 	"github.com/tandem-ota/tandem/updater/delta"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta"
