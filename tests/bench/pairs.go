@@ -183,8 +183,7 @@ func squashfs(ctx context.Context, archive, out string) error {
 		return err
 	}
 	defer content.Close()
-	at := strconv.FormatInt(image.Epoch.Unix(), 10)
-	return tool(ctx, content, "mksquashfs", "-", out, "-tar", "-comp", "zstd", "-noappend", "-no-progress", "-quiet", "-mkfs-time", at, "-all-time", at)
+	return tool(ctx, content, "mksquashfs", "-", out, "-tar", "-comp", "zstd", "-noappend", "-no-progress", "-quiet")
 }
 
 // erofs unpacks the archive, because mkfs.erofs of Debian 12 reads folders only.
@@ -202,14 +201,18 @@ func erofs(ctx context.Context, archive, dir, out string) error {
 	if err := tool(ctx, content, "tar", "-x", "-C", stage, "--no-same-owner"); err != nil {
 		return err
 	}
-	return tool(ctx, nil, "mkfs.erofs", "--quiet", "-zlz4hc", "-x-1", "-T"+strconv.FormatInt(image.Epoch.Unix(), 10), "-U"+imageUUID, "--all-root", out, stage)
+	return tool(ctx, nil, "mkfs.erofs", "--quiet", "-zlz4hc", "-x-1", "-T"+epoch, "-U"+imageUUID, "--all-root", out, stage)
 }
 
-// tool runs a program; its error is what it said.
+// epoch is the time of everything, in seconds since 1970.
+var epoch = strconv.FormatInt(image.Epoch.Unix(), 10)
+
+// tool runs a program with its clock stopped (https://reproducible-builds.org/specs/source-date-epoch); its error is
+// what it said.
 func tool(ctx context.Context, stdin io.Reader, argv ...string) error {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdin = stdin
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8")
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "SOURCE_DATE_EPOCH="+epoch)
 	if said, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", argv[0], err, strings.TrimSpace(string(said)))
 	}

@@ -13,12 +13,9 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/tandem-ota/tandem/boards/image"
 )
 
 const (
@@ -126,7 +123,7 @@ func makeTree(ctx context.Context, dir, name string, log io.Writer) (string, err
 	// Killed outright it would leave its mounts.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "BENCH_BASE="+base, "SOURCE_DATE_EPOCH="+strconv.FormatInt(image.Epoch.Unix(), 10))
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "BENCH_BASE="+base, "SOURCE_DATE_EPOCH="+epoch)
 	cmd.Stdout, cmd.Stderr = said, said
 	if err := cmd.Run(); err != nil {
 		return "", fmt.Errorf("install tree %s: mmdebstrap: %w; see %s", name, err, said.Name())
