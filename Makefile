@@ -36,7 +36,8 @@ unit: setup  ## unit tests only
 stories: setup  ## the stories only (STORY=name for one)
 	$(go) test -v -count=1 -timeout 50m -parallel 2 -run 'TestStories/$(STORY)' ./tests
 
-long: setup  ## five power cuts during an update of Debian
+long: setup  ## five power cuts during an update of Debian; 100,000 damaged deltas, 2,000 broken links
+	TANDEM_LONG=1 $(go) test -v -count=1 -timeout 40m -run 'TestCompressedCorruption|TestInterruptedAnywhere' ./updater/delta/mkdelta ./updater
 	TANDEM_LONG=1 $(go) test -v -count=1 -timeout 80m -run 'TestLong/$(STORY)' ./tests
 
 lint: setup  ## form, vet, and the rules of this tree

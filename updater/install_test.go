@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
+	"os"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -16,6 +18,7 @@ import (
 	"github.com/tandem-ota/tandem/partition"
 	"github.com/tandem-ota/tandem/partition/disktest"
 	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/delta"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
 	"github.com/tandem-ota/tandem/updater/trust"
@@ -254,6 +257,53 @@ func TestInterruptedKeepsPlace(t *testing.T) {
 				require.Equal(t, int64(rootSize+bootSize), cost.Written+cost.Skipped, "each byte once")
 				d.settled(d.start(), "4.0.0-full")
 				require.Equal(t, d.verdict().Bytes, cost.Downloaded)
+			}
+		}
+	})
+}
+
+// The link may break at any byte, the device restart at any: nothing is written twice, at most a
+// checkpoint is downloaded twice, and the image is the image. With TANDEM_LONG (make long) it
+// breaks in a thousand places of each release; the borders of frames are among them in any case.
+func TestInterruptedAnywhere(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		places := 20
+		if os.Getenv("TANDEM_LONG") != "" {
+			places = 1000
+		}
+		for _, version := range []string{"2.0.0", "4.0.0-full"} {
+			whole := newDevice(t, "1.0.0", "")
+			require.NoError(t, whole.install(whole.start(), version, Options{}))
+			var stops []int64
+			for _, img := range whole.w.by[version].m.Images {
+				blob := whole.w.by[version].blobs[img.Payloads[0].Blob.Digest]
+				p, err := delta.Open(bytes.NewReader(blob), int64(len(blob)), delta.Limits{Memory: memory, Size: img.Size})
+				require.NoError(t, err)
+				for i := range p.Frames() {
+					stops = append(stops, p.Frame(i).Blob)
+				}
+			}
+			r := rand.New(rand.NewPCG(12, uint64(len(version))))
+			for range places {
+				stops = append(stops, r.Int64N(whole.moved))
+			}
+			for _, stop := range stops {
+				d := newDevice(t, "1.0.0", "")
+				u := d.start()
+				src := d.w.source(version)
+				src.onRead = func(manifest.Digest, int64, []byte) error {
+					if src.moved > stop {
+						return syscall.ECONNRESET
+					}
+					return nil
+				}
+				require.ErrorIs(t, u.Install(ctx, src, Options{}), syscall.ECONNRESET, "after %d bytes", stop)
+				u = d.start()
+				require.NoError(t, d.install(u, version, Options{}), "after %d bytes", stop)
+				cost := u.Cost()
+				require.Equal(t, int64(rootSize+bootSize), cost.Written+cost.Skipped, "each byte once, after %d", stop)
+				require.LessOrEqual(t, stop+d.moved, whole.moved+every+2*leaf+4096, "after %d bytes", stop)
+				d.settled(d.start(), version)
 			}
 		}
 	})
