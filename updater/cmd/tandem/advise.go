@@ -32,24 +32,29 @@ func printWeighed(w io.Writer, res mkrelease.Result) {
 	}
 }
 
+// memoryFlag is the bound of the encoder.
+func memoryFlag(f *flag.FlagSet, memory *int64) {
+	f.Func("memory", "`bytes` that the encoder may take, as 4G (default: as much as is of use)", func(s string) error {
+		n, share, err := mkrelease.ParseSaving(s)
+		if err != nil || share != 0 || n == 0 {
+			return errors.New("not a number of bytes, as 4G")
+		}
+		*memory = n
+		return nil
+	})
+}
+
 func releaseAdvise(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f := flag.NewFlagSet("tandem release advise", flag.ContinueOnError)
 	var o advice.Options
 	base := f.String("base", "", "what devices run now, a `release, slots folder or image`")
-	memory := f.String("memory", "", "`bytes` that the encoder may take, as 4G (default: as much as is of use)")
+	memoryFlag(f, &o.Memory)
 	f.IntVar(&o.Level, "level", 0, "`level` of compression, 1 (fast) to 4 (small, the default)")
 	f.StringVar(&o.TempDir, "tmp", "", "`folder` for temporary files, of twice the size of both images")
 	asJSON := f.Bool("json", false, "print JSON, and no progress")
 	rest, err := parseFlags(f, stderr, args, 1, "NEW")
 	if err != nil {
 		return err
-	}
-	if *memory != "" {
-		n, share, err := mkrelease.ParseSaving(*memory)
-		if err != nil || share != 0 {
-			return usageError("--memory %q is not a number of bytes, as 4G", *memory)
-		}
-		o.Memory = n
 	}
 	if s := os.Getenv("SOURCE_DATE_EPOCH"); s != "" {
 		if o.Date, err = image.SourceDate(s); err != nil {

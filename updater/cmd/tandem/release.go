@@ -87,6 +87,7 @@ func releaseCreate(ctx context.Context, args []string, stdout, stderr io.Writer)
 	f.StringVar(&o.SBOM, "sbom", "", "`file` with the bill of materials")
 	f.BoolVar(&o.NoIndex, "no-index", false, "make no index payloads, from which devices that run none of the bases take what they lack")
 	f.IntVar(&o.Level, "level", 0, "`level` of compression, 1 (fast) to 4 (small, the default)")
+	memoryFlag(f, &o.Memory)
 	asJSON := f.Bool("json", false, "print JSON, and no progress")
 	rest, err := parseFlags(f, stderr, args, 1, "DIR")
 	if err != nil {

@@ -93,6 +93,7 @@ type Options struct {
 	External   []External
 	Bases      []string // releases to make deltas from
 	NoIndex    bool     // no payloads for devices that run something else than a base
+	Memory     int64    // bytes that making a delta may take; 0 means as much as is of use
 	Chain      Chain    // which of them deserve one
 	Policy     Policy
 	Provenance manifest.Provenance

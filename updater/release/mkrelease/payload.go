@@ -176,7 +176,7 @@ func (b *build) payload(im manifest.Image, p manifest.Payload, step string, enco
 	}
 	sum := newHasher()
 	memory, err := encode(mkdelta.Options{
-		Level: b.o.Level, TempDir: b.tmp,
+		Level: b.o.Level, Memory: b.o.Memory, TempDir: b.tmp,
 		Progress: func(done, total int64) { b.o.Progress(step, done, total) },
 	}, io.MultiWriter(f, sum))
 	if closed := f.Close(); err == nil {
