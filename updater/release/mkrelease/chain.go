@@ -223,10 +223,6 @@ func (b *build) expected(ctx context.Context, im *manifest.Image, c Candidate, b
 	if err != nil {
 		return c, err
 	}
-	// An index saves what the base has.
-	if slices.ContainsFunc(im.Payloads, func(p manifest.Payload) bool { return p.Kind == manifest.KindIndex }) {
-		c.Without = min(c.Without, lacks)
-	}
 	rate := b.rate
 	if rate == 0 {
 		rate = encoderRate * float64(runtime.GOMAXPROCS(0))
