@@ -29,7 +29,7 @@ func TestUpdateCommits(t *testing.T) {
 		require.Equal(t, string(d.w.by["2.0.0"].digest), d.verdict().Release)
 		require.Len(t, d.boil(), 1)
 		require.Len(t, d.ledger, 1)
-		require.Equal(t, []string{"verified", "chosen", "chosen", "writing", "writing", "reading back", "reading back", "measured", "armed", "rebooting", "committed"}, d.phases())
+		require.Equal(t, []string{"verified", "chosen", "chosen", "writing", "hashing", "writing", "reading back", "reading back", "measured", "armed", "rebooting", "committed"}, d.phases())
 
 		u, err = d.update("3.0.0", Options{})
 		require.NoError(t, err)
