@@ -35,8 +35,8 @@ func printWeighed(w io.Writer, res mkrelease.Result) {
 // memoryFlag is the bound of the encoder.
 func memoryFlag(f *flag.FlagSet, memory *int64) {
 	f.Func("memory", "`bytes` that the encoder may take, as 4G (default: as much as is of use)", func(s string) error {
-		n, share, err := mkrelease.ParseSaving(s)
-		if err != nil || share != 0 || n == 0 {
+		n, err := mkrelease.ParseBytes(s)
+		if err != nil || n == 0 {
 			return errors.New("not a number of bytes, as 4G")
 		}
 		*memory = n

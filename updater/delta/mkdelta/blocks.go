@@ -18,9 +18,6 @@ import (
 // over a border, and a block of small files has their rests from several.
 const unitLikes = 4
 
-// likeRoom bounds what the old units of a piece unpack to together, but for the first: a device holds it at once.
-const likeRoom = 1 << 20
-
 // manyAnchors is from how many bytes on fewer of them are remembered.
 const manyAnchors = 256 << 20
 
@@ -97,22 +94,7 @@ func (s *survey) likes(mask []byte, limit, share int) []int {
 	if s.packed == nil {
 		return nil
 	}
-	votes := map[int]int{}
-	for h := range anchorsOf(mask) {
-		if k, known := s.anchors[h]; known {
-			votes[int(k)]++
-		}
-	}
-	for {
-		all, room := elected(votes, limit, share), int64(0)
-		for _, k := range all {
-			room += s.packed.units[k].plain
-		}
-		if room <= likeRoom || len(all) < 2 {
-			return all
-		}
-		limit = len(all) - 1
-	}
+	return alike(mask, s.anchors, limit, share, func(unit int) int64 { return s.packed.units[unit].plain })
 }
 
 // useMembers marks the old files that an archive in the new image may have members of: an initramfs holds what the root

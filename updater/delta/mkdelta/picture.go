@@ -23,7 +23,7 @@ type picture struct {
 	mask  []byte
 	kept  []original // ascending, without overlap
 	files files.System
-	held  [][]byte // from outside, behind what is kept
+	arena *arena // of what is kept
 }
 
 // original is what a mask hides from at on.
@@ -37,7 +37,7 @@ func (k original) end() int64 { return k.at + int64(len(k.bytes)) }
 // newPicture reads an image, whose files are those of list, or what can be found if that is nil. It
 // must be closed.
 func newPicture(im Image, list *files.System) (picture, error) {
-	var p picture
+	p := picture{arena: &arena{}}
 	b, err := outside(im.Size)
 	if err != nil {
 		return p, err
@@ -62,9 +62,7 @@ func newPicture(im Image, list *files.System) (picture, error) {
 // close gives the memory of a picture back that newPicture made.
 func (p *picture) close() {
 	release(p.mask)
-	for _, b := range p.held {
-		release(b)
-	}
+	p.arena.close()
 	*p = picture{}
 }
 
@@ -153,7 +151,7 @@ func (p *picture) conceal(f files.File) (elfplan.File, bool) {
 	if data == nil {
 		return elfplan.File{}, false
 	}
-	e := elfplan.File{Data: p.keep(data), Extents: where}
+	e := elfplan.File{Data: p.arena.keep(data), Extents: where}
 	m := elfplan.Mask(e.Data)
 	for _, x := range where {
 		p.hide(x.Image, e.Data[x.File:][:x.Length:x.Length], m[x.File:])
@@ -169,20 +167,33 @@ func (p *picture) hide(at int64, b, mask []byte) {
 	}
 }
 
+// arena holds copies outside of the heap, many to a mapping.
+type arena struct{ rooms [][]byte }
+
 // keep copies bytes that a mask is about to replace.
-func (p *picture) keep(b []byte) []byte {
+func (a *arena) keep(b []byte) []byte {
 	const many = 16 << 20
-	k := len(p.held) - 1
-	if k < 0 || cap(p.held[k])-len(p.held[k]) < len(b) {
+	k := len(a.rooms) - 1
+	if k < 0 || cap(a.rooms[k])-len(a.rooms[k]) < len(b) {
 		room, err := outside(max(many, int64(len(b))))
 		if err != nil {
 			return slices.Clone(b) // the heap may know a way, or says why not
 		}
-		p.held, k = append(p.held, room[:0]), k+1
+		a.rooms, k = append(a.rooms, room[:0]), k+1
 	}
-	start := len(p.held[k])
-	p.held[k] = append(p.held[k], b...)
-	return p.held[k][start:len(p.held[k]):len(p.held[k])]
+	start := len(a.rooms[k])
+	a.rooms[k] = append(a.rooms[k], b...)
+	return a.rooms[k][start:len(a.rooms[k]):len(a.rooms[k])]
+}
+
+func (a *arena) close() {
+	if a == nil {
+		return
+	}
+	for _, b := range a.rooms {
+		release(b)
+	}
+	a.rooms = nil
 }
 
 // outside returns n zero bytes that are not the garbage collector's: it lets the heap grow to a

@@ -33,6 +33,9 @@ const (
 
 	likeLimit   = 4 // old pieces that one new piece is told from
 	packedLikes = 6 // old blocks of a file system, besides
+
+	// likeRoom bounds what these unpack to together: a device holds it at once.
+	likeRoom = 1 << 20
 )
 
 // pieces finds what is compressed in both images, and pairs it.
@@ -108,7 +111,7 @@ func (p *picture) compressed(ctx context.Context) ([]*compressed, error) {
 			continue
 		}
 		b, where := p.mostly(f)
-		c := &compressed{path: f.Path, where: where, start: archived(b)}
+		c := &compressed{path: f.Path, where: where, start: int64(files.Archived(b))}
 		if b := b[c.start:]; recodescan.IsZstd(b) {
 			c.frames = recodescan.Zstd(b, packedLimit)
 		} else {
@@ -119,21 +122,6 @@ func (p *picture) compressed(ctx context.Context) ([]*compressed, error) {
 		}
 	}
 	return all, nil
-}
-
-// archived is where the compressed archive of an initramfs begins, behind the one with the
-// microcode; 0 in all other files.
-func archived(b []byte) int64 {
-	if !bytes.HasPrefix(b, []byte("07070")) {
-		return 0
-	}
-	end := bytes.Index(b, []byte("TRAILER!!!"))
-	if end < 0 {
-		return 0
-	}
-	for end += len("TRAILER!!!"); end < len(b) && b[end] == 0; end++ {
-	}
-	return int64(end)
 }
 
 // deflated is a piece of a deflate stream.
@@ -185,13 +173,8 @@ func (s *survey) streams(f *compressed, anchors map[uint64]int32) error {
 		for _, d := range all {
 			p := d.packed
 			mask, address := s.unpacked(d.plain[:p.content])
-			votes := map[int]int{}
-			for h := range anchorsOf(mask) {
-				if k, known := anchors[h]; known {
-					votes[int(k)]++
-				}
-			}
-			if p.like = s.within(likeRoom, votes); len(p.like) == 0 {
+			p.like = alike(mask, anchors, likeLimit, 8, func(k int) int64 { return int64(s.old[k].expanded) })
+			if len(p.like) == 0 {
 				continue // nothing to tell it from: it stays as it is
 			}
 			p.address = address
@@ -202,19 +185,6 @@ func (s *survey) streams(f *compressed, anchors map[uint64]int32) error {
 		}
 	}
 	return nil
-}
-
-// within returns the old pieces with the most votes that unpack to no more than room together, one at least.
-func (s *survey) within(room int, votes map[int]int) []int {
-	for limit := likeLimit; ; limit-- {
-		all, n := elected(votes, limit, 8), 0
-		for _, k := range all {
-			n += s.old[k].expanded
-		}
-		if n <= room || len(all) < 2 {
-			return all
-		}
-	}
 }
 
 // frames tells the zstd frames of a new file from those of the old file.
@@ -264,6 +234,27 @@ func (s *survey) frames(f, old *compressed) error {
 		}
 	}
 	return nil
+}
+
+// alike returns those old things that have most anchors in common with a mask, at most limit, each with a share
+// of the most. Together they unpack to no more than likeRoom; but one of any size may be among them alone.
+func alike(mask []byte, anchors map[uint64]int32, limit, share int, size func(int) int64) []int {
+	votes := map[int]int{}
+	for h := range anchorsOf(mask) {
+		if k, known := anchors[h]; known {
+			votes[int(k)]++
+		}
+	}
+	for {
+		all, room := elected(votes, limit, share), int64(0)
+		for _, k := range all {
+			room += size(k)
+		}
+		if room <= likeRoom || len(all) < 2 {
+			return all
+		}
+		limit = len(all) - 1
+	}
 }
 
 // elected returns the pieces with the most votes, and those with a share of these, in the order of the image.
@@ -322,8 +313,7 @@ const unpackedAddress = 1 << 39
 // unpacked masks what a compressed file of the new image unpacks to, and pairs its executables with files
 // of the old image: an initramfs holds what the root file system holds.
 func (s *survey) unpacked(b []byte) (mask []byte, address int64) {
-	p := picture{mask: bytes.Clone(b), held: s.held}
-	defer func() { s.held = p.held }()
+	p := picture{mask: bytes.Clone(b), arena: &s.arena}
 	p.files, _ = files.List(bytes.NewReader(b), int64(len(b)))
 	address = unpackedAddress + s.addresses
 	s.addresses += int64(len(b))

@@ -34,7 +34,7 @@ type survey struct {
 	freshByName map[string]int // files of the new image
 	members     []member       // by address
 	spool       *spool         // plain forms of the new pieces
-	held        [][]byte       // executables in unpacked content
+	arena       arena          // executables in unpacked content
 
 	packed  *filing          // what the file system packs in the old image; nil: nothing
 	anchors map[uint64]int32 // of its units
@@ -147,7 +147,7 @@ func (s *survey) close() {
 	}
 	s.base.close()
 	s.fresh.close()
-	(&picture{held: s.held}).close()
+	s.arena.close()
 	for _, r := range s.scratch {
 		r.close()
 	}

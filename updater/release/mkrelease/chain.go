@@ -318,19 +318,27 @@ func ParseSaving(s string) (bytes int64, share float64, err error) {
 		}
 		return 0, f / 100, nil
 	}
-	unit := int64(1)
+	if bytes, err = ParseBytes(s); err != nil {
+		return 0, 0, bad
+	}
+	return bytes, 0, nil
+}
+
+// ParseBytes reads a number of bytes, as 50000000 or 50M.
+func ParseBytes(s string) (int64, error) {
+	number, unit := s, int64(1)
 	for i, suffix := range []string{"k", "M", "G", "T"} {
-		if number, ok := strings.CutSuffix(s, suffix); ok {
-			s = number
+		if cut, ok := strings.CutSuffix(s, suffix); ok {
+			number = cut
 			for range i + 1 {
 				unit *= 1000
 			}
 			break
 		}
 	}
-	n, err := strconv.ParseInt(s, 10, 64)
+	n, err := strconv.ParseInt(number, 10, 64)
 	if err != nil || n < 0 || n > 1<<62/unit {
-		return 0, 0, bad
+		return 0, fmt.Errorf("%q is not a number of bytes, as 50M", s)
 	}
-	return n * unit, 0, nil
+	return n * unit, nil
 }

@@ -63,7 +63,7 @@ func Look(path string, b []byte) (from, to int, codec, kind string) {
 	case strings.HasPrefix(name, "vmlinu") || strings.HasPrefix(name, "image") && strings.HasSuffix(name, ".gz"):
 		kind = KindKernel
 	}
-	if early := Archived(b); early > 0 && early < len(b) {
+	if early := files.Archived(b); early > 0 && early < len(b) {
 		from, kind = early, KindInitrd
 	}
 	for _, m := range magics {
@@ -95,20 +95,6 @@ func kernel(b []byte) (from, to int, codec string) {
 		}
 	}
 	return 0, 0, ""
-}
-
-// Archived is where an initramfs goes on behind the plain archive with the microcode, 0 for other files.
-func Archived(b []byte) int {
-	if !bytes.HasPrefix(b, []byte("07070")) {
-		return 0
-	}
-	end := bytes.Index(b, []byte("TRAILER!!!"))
-	if end < 0 {
-		return 0
-	}
-	for end += len("TRAILER!!!"); end < len(b) && b[end] == 0; end++ {
-	}
-	return end
 }
 
 // Unpack returns what a stretch of a file holds, at most Limit bytes. What follows the compressed data is left out: the

@@ -1,6 +1,7 @@
 package files
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"slices"
@@ -32,6 +33,21 @@ func nested(im *image, s *System) {
 			_ = cpio(im, s, f.Path+"//", &view{im, f.Extents}, f.Size, f.Extents)
 		}
 	}
+}
+
+// Archived returns where an initramfs goes on behind the plain archive that it begins with, that of the
+// microcode; 0 for all other files.
+func Archived(b []byte) int {
+	if !bytes.HasPrefix(b, []byte("07070")) {
+		return 0
+	}
+	end := bytes.Index(b, []byte(cpioTrailer))
+	if end < 0 {
+		return 0
+	}
+	for end += len(cpioTrailer); end < len(b) && b[end] == 0; end++ {
+	}
+	return end
 }
 
 // source is what an archive is read from.

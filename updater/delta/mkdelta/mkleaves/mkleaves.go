@@ -36,10 +36,11 @@ func Make(ctx context.Context, base, target leaves.Image, list []byte) ([]byte, 
 	var last run
 	displacement := int64(0)
 	flush := func(end int64) {
-		if last.count = end - last.first; last.count == 0 {
+		count := end - last.first
+		if count == 0 {
 			return
 		}
-		b = binary.AppendUvarint(b, uint64(last.count)<<leaves.Kinds|uint64(last.kind))
+		b = binary.AppendUvarint(b, uint64(count)<<leaves.Kinds|uint64(last.kind))
 		switch last.kind {
 		case leaves.Listed:
 			b = append(b, list[sha256.Size*last.first:sha256.Size*end]...)
@@ -77,8 +78,8 @@ func Make(ctx context.Context, base, target leaves.Image, list []byte) ([]byte, 
 
 // run is an operation that may still grow.
 type run struct {
-	kind                       int
-	first, count, displacement int64
+	kind                int
+	first, displacement int64
 }
 
 type maker struct {
