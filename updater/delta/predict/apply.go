@@ -59,7 +59,7 @@ func (p *Plan) walk(plain []byte, at int64, r Run, see func(Sight)) {
 			see:  see, from: int(start - at), region: i,
 		}
 		switch g.kind {
-		case KindX86:
+		case KindX86, KindX86Fixed:
 			w.x86()
 		case KindARM64:
 			w.arm64()
@@ -147,6 +147,12 @@ func (w *work) field(slot uint8, i int, width uint8, v int64, t uint64, moved in
 func (w *work) relative(i, base int) {
 	v := w.number(i, 4)
 	w.field(0, i, 4, v, w.addr+uint64(i+base)+uint64(v), w.self)
+}
+
+// absolute rewrites the 32-bit number at i if it is an address.
+func (w *work) absolute(i int) {
+	v := w.number(i, 4)
+	w.field(0, i, 4, v, uint64(v), 0)
 }
 
 // words rewrites a table of equal entries; b begins skip bytes behind the beginning of an entry.

@@ -83,13 +83,14 @@ const slots = 4 // maps that a region may use
 
 // Kinds of regions. Those from KindWords on are words of layout kind-KindWords.
 const (
-	KindX86     = iota // x86-64 instructions
-	KindARM64          // A64 instructions
-	KindARM            // A32 instructions
-	KindThumb          // T32 instructions
-	KindTypes          // the type section of BTF, from a type on
-	KindMembers        // members of a BTF structure
-	KindFrames         // entries of .eh_frame, from an entry on
+	KindX86      = iota // x86-64 instructions
+	KindARM64           // A64 instructions
+	KindARM             // A32 instructions
+	KindThumb           // T32 instructions
+	KindTypes           // the type section of BTF, from a type on
+	KindMembers         // members of a BTF structure
+	KindFrames          // entries of .eh_frame, from an entry on
+	KindX86Fixed        // as KindX86, of a program at fixed addresses of 32 bits
 	KindWords
 )
 
@@ -229,7 +230,7 @@ func (p *Plan) uses(kind uint8) (maps int, base, index bool) {
 	switch kind {
 	case KindTypes, KindMembers:
 		return 4, true, false
-	case KindX86, KindARM64, KindARM, KindThumb, KindFrames:
+	case KindX86, KindARM64, KindARM, KindThumb, KindFrames, KindX86Fixed:
 		return 1, true, false
 	}
 	l := &p.layouts[kind-KindWords]

@@ -126,6 +126,17 @@ func hex(s string) []byte {
 	return b
 }
 
+const nops = " 90 90 90 90 90 90 90 90 90 90 90 90 90 90 90 90"
+
+// A kernel's addresses are numbers below zero.
+func TestKernelAddresses(t *testing.T) {
+	p := planned{
+		maps:    []plannedMap{{[][2]int64{{-0x7f000000, 0x40}}, -0x7e000000}},
+		regions: []plannedRegion{{length: 64, kind: KindX86Fixed, a: 0x81000000, base: true, maps: []int64{0}}},
+	}
+	require.Equal(t, hex("48 c7 c7 41 23 01 81"+nops), rewritten(t, p, hex("48 c7 c7 01 23 01 81"+nops)))
+}
+
 // Instructions whose targets move are rewritten, and only those. The bytes were put
 // together by hand from the manuals that the sources name.
 func TestInstructions(t *testing.T) {
@@ -155,6 +166,18 @@ func TestInstructions(t *testing.T) {
 		{"movabs with what looks like a call", KindX86, "48 b8 e8 fb 0f 00 00 00 00 00", "48 b8 e8 fb 0f 00 00 00 00 00"},
 		{"call behind other instructions", KindX86, "55 48 89 e5 41 8b 44 24 10 e8 f2 0f 00 00 c3", "55 48 89 e5 41 8b 44 24 10 e8 42 44 12 00 c3"},
 		{"SIB without base", KindX86, "8b 04 25 00 10 00 00 e8 f4 0f 00 00", "8b 04 25 00 10 00 00 e8 44 44 12 00"},
+
+		{"mov imm32, fixed", KindX86Fixed, "48 c7 c7 00 20 00 00" + nops, "48 c7 c7 50 54 12 00" + nops},
+		{"cmp eax, fixed", KindX86Fixed, "3d 00 20 00 00" + nops, "3d 50 54 12 00" + nops},
+		{"displacement with a base, fixed", KindX86Fixed, "8a 87 00 20 00 00" + nops, "8a 87 50 54 12 00" + nops},
+		{"displacement without a base, fixed", KindX86Fixed, "48 8b 04 c5 00 20 00 00" + nops, "48 8b 04 c5 50 54 12 00" + nops},
+		{"displacement behind SIB, fixed", KindX86Fixed, "8b 84 c7 00 20 00 00" + nops, "8b 84 c7 50 54 12 00" + nops},
+		{"movl imm32 to rip-relative, fixed", KindX86Fixed, "c7 05 f6 0f 00 00 00 20 00 00" + nops, "c7 05 46 44 12 00 50 54 12 00" + nops},
+		{"movl imm32 to a displacement, fixed", KindX86Fixed, "c7 87 ff 1f 00 00 00 20 00 00" + nops, "c7 87 ff 1f 00 00 50 54 12 00" + nops},
+		{"call, fixed", KindX86Fixed, "e8 fb 0f 00 00" + nops, "e8 4b 44 12 00" + nops},
+		{"8 bits, fixed", KindX86Fixed, "8a 47 20 83 c0 20" + nops, "8a 47 20 83 c0 20" + nops},
+		{"no address, fixed", KindX86Fixed, "3d 00 00 80 00" + nops, "3d 00 00 80 00" + nops},
+		{"amid the last 16 bytes, fixed", KindX86Fixed, "3d 00 20 00 00" + nops[:30], "3d 00 20 00 00" + nops[:30]},
 
 		{"bl", KindARM64, "00 04 00 94", "14 91 04 94"},
 		{"bl before the step", KindARM64, "ff 03 00 94", "ff 03 00 94"},

@@ -59,12 +59,15 @@ func brief(table string) (b [256]byte) {
 const longest = 16
 
 // x86 walks over instructions and rewrites what is relative to the next one: the targets of
-// jumps and calls with 32 bits, and addresses of data (ModRM with mod 0 and rm 5).
+// jumps and calls with 32 bits, and addresses of data (ModRM with mod 0 and rm 5). In a program that runs at
+// fixed addresses below 2^31 or, as a kernel, above -2^31, other displacements and immediates of 32 bits may be
+// addresses too; those that are none the map does not know.
 // Should b begin amid an instruction, the walk is soon in step; so it is again after
 // bytes that are none.
 func (w *work) x86() {
 	b := w.b
 	i := 0
+	fixed := w.g.kind == KindX86Fixed
 	for i+longest <= len(b) {
 		p := b[i : i+longest : i+longest]
 		n := 0
@@ -78,6 +81,9 @@ func (w *work) x86() {
 		}
 		n++
 		if info < briefModRM {
+			if fixed && info == 4 {
+				w.absolute(i + n)
+			}
 			i += n + int(info)
 			continue
 		}
@@ -91,10 +97,13 @@ func (w *work) x86() {
 					w.relative(i+n, 4+imm)
 					n += 4
 				} else if m&7 == 4 {
-					if p[n]&7 == 5 {
+					n++
+					if p[n-1]&7 == 5 {
+						if fixed {
+							w.absolute(i + n)
+						}
 						n += 4
 					}
-					n++
 				}
 			case 1:
 				n++
@@ -102,10 +111,16 @@ func (w *work) x86() {
 					n++
 				}
 			case 2:
-				n += 4
 				if m&7 == 4 {
 					n++
 				}
+				if fixed {
+					w.absolute(i + n)
+				}
+				n += 4
+			}
+			if fixed && info&7 == 4 {
+				w.absolute(i + n)
 			}
 			i += n + int(info&7)
 			continue

@@ -24,6 +24,15 @@ type section struct {
 	text   []byte    // BTF: the own names
 }
 
+// placed says whether fields count from where they are.
+func (s *section) placed() bool {
+	if s.kind < predictWords {
+		return true
+	}
+	l := s.layout.Value()
+	return l.self()
+}
+
 // file is what is known of a file.
 type file struct {
 	data     []byte
@@ -57,6 +66,9 @@ func parse(data []byte) *file {
 			continue
 		}
 		f.add(i, s)
+	}
+	if f.kernel() {
+		f.relocs()
 	}
 	return f
 }
@@ -108,12 +120,26 @@ func (f *file) add(i int, s *elf.Section) {
 	if is64 {
 		word = 8
 	}
+	if f.kernel() {
+		if stride, fields := kernelTable(s.Name, s.Size); stride != 0 {
+			flags := uint8(0)
+			if fields[0].mode == self {
+				flags = flagBase
+			}
+			out.maps, out.layout = addr, table(stride, flags, fields...)
+			f.sections = append(f.sections, out)
+			return
+		}
+	}
 	switch {
 	case s.Flags&elf.SHF_EXECINSTR != 0 && s.Type == elf.SHT_PROGBITS:
 		out.maps = addr
 		switch f.elf.Machine {
 		case elf.EM_X86_64:
 			out.kind = predictX86
+			if f.elf.Type == elf.ET_EXEC {
+				out.kind = predictX86Fixed
+			}
 		case elf.EM_AARCH64:
 			out.kind = predictARM64
 		case elf.EM_ARM:

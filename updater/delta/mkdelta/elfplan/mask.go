@@ -37,8 +37,8 @@ func Mask(data []byte) []byte {
 		}
 		kind := s.kind
 		f.scan(s, out, func(s predict.Sight) {
-			if s.Width == 8 && s.Value == 0 {
-				return
+			if s.Width == 8 && s.Value == 0 || !f.rel && !f.holds(s.At) {
+				return // a number, or text
 			}
 			if kind == predictThumb && s.Width == 0 {
 				marks = append(marks, mark{s.Pos, 1, s.At})
@@ -227,7 +227,7 @@ func (f *file) maskTypes(s *section, out []byte) {
 // scan shows the fields of a section of the file as it is.
 func (f *file) scan(s *section, data []byte, see func(predict.Sight)) {
 	g := region{start: s.off, end: s.off + s.size, kind: s.kind, layout: s.layout.Value(), a: s.a, maps: [4]int{0, 1, 2, 3}}
-	if s.kind < predictWords {
+	if s.placed() {
 		g.a = s.addr - uint64(s.off)
 	}
 	var plan predict.Plan

@@ -18,6 +18,8 @@ const (
 	predictTypes  = predict.KindTypes
 	predictFrames = predict.KindFrames
 	predictWords  = predict.KindWords
+
+	predictX86Fixed = predict.KindX86Fixed
 )
 
 // An Extent says where a stretch of a file lies in an image.

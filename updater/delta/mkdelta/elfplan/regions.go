@@ -151,7 +151,7 @@ func (p *Planner) candidate(n, o *place, s, t *section, pos, end, off, oldOff, a
 		for k := range 2 {
 			g.follow[k] = int64(s.split[k] - t.split[k])
 		}
-	case s.kind < predictWords:
+	case s.placed():
 		g.a = oldAddr - uint64(oldImage)
 		g.d = int64(oldAddr - uint64(oldImage) - newAddr + uint64(pos))
 	default:
