@@ -99,7 +99,8 @@ func (u *Updater) patched(ctx context.Context, src Source, p payload, old Disk, 
 	if err != nil {
 		return nil, err
 	}
-	r := &patched{Patch: patch, blob: blob, sources: delta.Sources{New: made}, proof: proof}
+	_, longest := patch.Buffers()
+	r := &patched{Patch: patch, blob: blob, sources: delta.Sources{New: made}, proof: proof, packed: make([]byte, longest)}
 	if sum, needed := patch.Base(); needed {
 		if p.base == nil || sum != p.base.Digest.Sum() || patch.BaseSize() != p.base.Size {
 			return nil, fmt.Errorf("%w: payload starts from another image than the manifest says", delta.ErrFormat)
@@ -118,11 +119,11 @@ func (r *patched) Frame(i int) (target, length int64) {
 // the manifest names: the base is damaged.
 func (r *patched) Build(i int, dst []byte) error {
 	f := r.Patch.Frame(i)
-	r.packed = grow(r.packed, f.BlobLength)
-	if _, err := r.blob.ReadAt(r.packed, f.Blob); err != nil && err != io.EOF {
+	packed := r.packed[:f.BlobLength]
+	if _, err := r.blob.ReadAt(packed, f.Blob); err != nil && err != io.EOF {
 		return err
 	}
-	if err := r.Decode(i, r.packed, r.sources, dst); err != nil {
+	if err := r.Decode(i, packed, r.sources, dst); err != nil {
 		return err
 	}
 	for at := int64(0); at < f.Length; at += manifest.LeafSize {

@@ -46,7 +46,7 @@ func (s *source) ReadAt(b []byte, at int64) (int, error) {
 
 // likeDevice sets the collector as the updater's agent does.
 func likeDevice() {
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(20)
 	debug.SetMemoryLimit(24 << 20)
 }
 
@@ -122,10 +122,11 @@ func apply(older, patch, leaves, out string) (d decoded, err error) {
 	defer f.Close()
 	done := &source{ReaderAt: f}
 	from.New = done
-	var packed, plain []byte
+	longest, most := p.Buffers()
+	longestFrame, longestBlob := make([]byte, longest), make([]byte, most)
 	for i := range p.Frames() {
 		frame := p.Frame(i)
-		packed, plain = room(packed, frame.BlobLength), room(plain, frame.Length)
+		packed, plain := longestBlob[:frame.BlobLength], longestFrame[:frame.Length]
 		if _, err := blob.ReadAt(packed, frame.Blob); err != nil && err != io.EOF {
 			return d, err
 		}

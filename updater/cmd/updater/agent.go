@@ -34,8 +34,9 @@ const (
 // agent is `updater run`: it owns the boot record and the watchdog, ends a trial one
 // way or the other, and then follows the fleet.
 func agent(ctx context.Context, stderr io.Writer) error {
-	// Small and steady matters more than fast on a device: collect early.
-	debug.SetGCPercent(50)
+	// Small and steady matters more than fast on a device: collect early. What the agent holds is a few
+	// buffers without pointers in them, so a collection is short.
+	debug.SetGCPercent(20)
 	debug.SetMemoryLimit(24 << 20)
 	ring := &ring{w: stderr}
 	log := slog.New(slog.NewTextHandler(ring, &slog.HandlerOptions{ReplaceAttr: noTime}))
