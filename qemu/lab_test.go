@@ -33,12 +33,17 @@ func bootSector(t *testing.T) string {
 	}
 	put(5, "\x1b[2J\x1b[01;01Hready for echo\r\n")
 	put(14, "noise\n\x1e"+`{"hello":1,"slot":"a","version":"0","boot_id":"x","pid":1}`+"\n")
-	sector := make([]byte, 1<<20)
-	copy(sector, code)
-	require.Less(t, len(code), 510)
-	sector[510], sector[511] = 0x55, 0xaa
+	return bootable(t, code)
+}
+
+// bootable is a disk whose first sector is this code, at most 510 bytes.
+func bootable(t *testing.T, code []byte) string {
+	disk := make([]byte, 1<<20)
+	copy(disk, code)
+	require.LessOrEqual(t, len(code), 510)
+	disk[510], disk[511] = 0x55, 0xaa
 	path := filepath.Join(t.TempDir(), "sector.img")
-	require.NoError(t, os.WriteFile(path, sector, 0o644))
+	require.NoError(t, os.WriteFile(path, disk, 0o644))
 	return path
 }
 

@@ -40,6 +40,8 @@ func (d *Device) args() []string {
 	for i := range rootPorts {
 		a = append(a, "-device", fmt.Sprintf("pcie-root-port,id=rp%d,chassis=%d,slot=%d", i, i+1, i+1))
 	}
+	// A reset takes the memory with it; blank tells why it must.
+	a = append(a, "-device", "loader,file="+escape(d.blank()))
 	if !c.BIOS {
 		a = append(a,
 			"-drive", "if=pflash,format=raw,readonly=on,file="+escape(d.tools.code),

@@ -34,6 +34,9 @@ func (d *Device) start(ctx context.Context) (err error) {
 	// The children have their own descriptors of the log once they run.
 	defer log.Close()
 
+	if err := d.writeBlank(); err != nil {
+		return err
+	}
 	var w wires
 	defer func() {
 		// Whatever was handed to a child is closed here: its copy is what
@@ -167,7 +170,8 @@ func (d *Device) Remove() error {
 	return os.RemoveAll(d.cfg.Dir)
 }
 
-// Reset presses the reset button: memory and power stay, the CPU starts over.
+// Reset presses the reset button: the power stays, with what is plugged in; the
+// CPU starts over, and the memory is empty.
 func (d *Device) Reset(ctx context.Context) error { return d.command(ctx, "system_reset", nil) }
 
 // Freeze stops the virtual CPU and every clock of the machine, the watchdog's

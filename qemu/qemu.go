@@ -8,6 +8,7 @@
 //
 //	disk.img      the disk, raw and sparse, copied from Config.Image once
 //	vars.fd       the firmware's variables (EFI boot entries)
+//	blank.elf     what a reset leaves in memory: nothing
 //	tpm/          the TPM's non-volatile state (swtpm)
 //	console.log   serial port 0, each line with the seconds since power-on
 //	events.log    QEMU's events (WATCHDOG, RESET, SHUTDOWN, …), one JSON object a line
@@ -19,6 +20,10 @@
 // kept by the host's page cache. So Cut shows what a process does that is
 // stopped between any two requests, and never what a volatile disk cache does:
 // for that see package partition/disktest.
+//
+// Memory does not survive a reset either, whoever asks for it: guest, watchdog or
+// button. On a desk it may, so nothing here can try what relies on it (ramoops,
+// kdump), and a guest that suspends to RAM does not come back.
 //
 // All waiting is for a line on the console, an event of QEMU, or a word from
 // the guest's command port (qemu/tiny/PROTOCOL.md). Guest timers run in real

@@ -20,6 +20,7 @@ import (
 
 const (
 	// bootLimit is how long a boot may take, from power-on to the command port.
+	// What comes before the boot, a download say, needs a limit of its own.
 	// A machine with a TPM takes a minute when two run on two cores.
 	bootLimit = 5 * time.Minute
 	// eventLimit covers a watchdog of 60 s that is armed after a slow boot.
@@ -64,7 +65,13 @@ func deviceCmd(ts *testscript.TestScript, neg bool, args []string) {
 	case "link":
 		err = d.Link(s.ctx, arg(0) != "down")
 	case "boots":
-		err = boots(ts, d, arg(0), arg(1))
+		limit := bootLimit
+		if arg(0) == "-limit" {
+			n, e := strconv.Atoi(arg(1))
+			ts.Check(e)
+			limit, args = time.Duration(n)*time.Second, args[2:]
+		}
+		err = boots(ts, d, limit, arg(0), arg(1))
 	case "event":
 		var e qemu.Event
 		if e, err = d.WaitEvent(s.ctx, arg(0), eventLimit); err == nil {
@@ -141,9 +148,9 @@ func (s *story) newDevice(ts *testscript.TestScript, args []string) error {
 	return image.ProvisionData(s.ctx, d.Disk(), s.factory.Board(), stage)
 }
 
-// boots waits for the next boot and compares it: device boots SLOT VERSION. A job
-// that fails meanwhile ends the wait: it was to make the device boot.
-func boots(ts *testscript.TestScript, d *qemu.Device, slot, version string) error {
+// boots waits for the next boot and compares it: device boots [-limit SECONDS] SLOT
+// VERSION. A job that fails meanwhile ends the wait: it was to make the device boot.
+func boots(ts *testscript.TestScript, d *qemu.Device, limit time.Duration, slot, version string) error {
 	s := of(ts)
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
@@ -161,7 +168,7 @@ func boots(ts *testscript.TestScript, d *qemu.Device, slot, version string) erro
 			}
 		}
 	}()
-	h, err := d.WaitBoot(ctx, bootLimit)
+	h, err := d.WaitBoot(ctx, limit)
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, s.jobs.ended())
 	}
