@@ -65,7 +65,8 @@ type Config struct {
 	Memory int // MiB, default 512
 	CPUs   int // default 1: a second virtual CPU gains nothing under TCG
 
-	// Accel is QEMU's -accel value. Default "tcg,thread=multi".
+	// Accel is QEMU's -accel value. Default "tcg,thread=multi,tb-size=64": with
+	// QEMU's own 1 GiB of translated code a reset may take a minute (see blank).
 	Accel string
 
 	// BIOS starts the legacy firmware instead of OVMF: no EFI variables, a
@@ -141,7 +142,7 @@ func New(ctx context.Context, cfg Config) (*Device, error) {
 		cfg.CPUs = 1
 	}
 	if cfg.Accel == "" {
-		cfg.Accel = "tcg,thread=multi"
+		cfg.Accel = "tcg,thread=multi,tb-size=64"
 	}
 	if cfg.Patience == 0 {
 		cfg.Patience = patience(os.Getenv("TANDEM_PATIENCE"))
