@@ -1,5 +1,5 @@
 // Package elfplan makes the plans of package predict for frames of an image in
-// which programs, libraries and kernel modules were built again. It runs on a desk, never on a
+// which programs, libraries, kernels and their modules were built again. It runs on a desk, never on a
 // device.
 package elfplan
 
@@ -11,15 +11,14 @@ import (
 )
 
 const (
-	predictX86    = predict.KindX86
-	predictARM64  = predict.KindARM64
-	predictARM    = predict.KindARM
-	predictThumb  = predict.KindThumb
-	predictTypes  = predict.KindTypes
-	predictFrames = predict.KindFrames
-	predictWords  = predict.KindWords
-
+	predictX86      = predict.KindX86
 	predictX86Fixed = predict.KindX86Fixed
+	predictARM64    = predict.KindARM64
+	predictARM      = predict.KindARM
+	predictThumb    = predict.KindThumb
+	predictTypes    = predict.KindTypes
+	predictFrames   = predict.KindFrames
+	predictWords    = predict.KindWords
 )
 
 // An Extent says where a stretch of a file lies in an image.
