@@ -16,9 +16,9 @@ import (
 // code; and every store into such a page walks all these pieces (QEMU 7.2,
 // page_collection_lock). A reset does not clear that. After a large system ran,
 // OVMF unpacks itself over pages with hundreds of pieces each, and the warm reset
-// takes 40 s instead of 6; a stack in such a page, where the old code is never
-// hit, and the firmware spins for minutes. QEMU's loader throws translations away
-// with what it overwrites.
+// takes 40 s instead of 6. Sometimes it was minutes: a stack in such a page, where
+// the old code is never hit, would explain that. QEMU's loader throws translations
+// away with what it overwrites.
 //
 // The file is an ELF executable with a few bytes of data: the rest of a segment
 // is zeroed by the loader (QEMU 6.0 and later). The hole from 640 KiB to 1 MiB is
