@@ -68,6 +68,35 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
+// Of a run of repeated blocks all lie in a frame before the run: one whose sources reach into the frame that it begins
+// in is cut there.
+func TestRepeatsAcrossFrames(t *testing.T) {
+	const block, per = 4 << 10, 16 // blocks of a frame
+	for _, c := range []struct {
+		what            string
+		from, to, count int
+	}{
+		{"one frame back, over a border", 15, 31, 8},
+		{"over many borders", 3, 40, 100},
+		{"two frames back", 0, 32, 32},
+		{"what was repeated itself", 10, 30, 64},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			data := make([]byte, 160*block)
+			r := rand.New(rand.NewPCG(7, 7))
+			for i := range data {
+				data[i] = byte(r.Uint32())
+			}
+			for i := range c.count { // block by block, so that what was copied is copied on
+				copy(data[(c.to+i)*block:][:block], data[(c.from+i)*block:])
+			}
+			var out bytes.Buffer
+			_, err := Make(t.Context(), image(data), Options{Block: block, FrameSize: per * block}, &out)
+			require.NoError(t, err)
+		})
+	}
+}
+
 // The index stays below half a percent of the image, and compressible content shrinks.
 func TestStats(t *testing.T) {
 	data := mixture(2, 4<<20)

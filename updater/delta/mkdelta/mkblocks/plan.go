@@ -16,6 +16,7 @@ type plan struct {
 	repeats []int32  // isFresh, isZero or the block that it is the same as
 	hash    *blocks.Hash
 	block   int
+	frame   int // blocks
 	width   int
 	fresh   int
 	ends    []bool // the block ends with zeros, as the last of a file does
@@ -48,9 +49,8 @@ func makePlan(ctx context.Context, target Image, o *Options) (*plan, error) {
 func tryPlan(ctx context.Context, target Image, o Options) (p *plan, shared bool, err error) {
 	n := (target.Size + int64(o.Block) - 1) / int64(o.Block)
 	p = &plan{hashes: make([]uint64, n), repeats: make([]int32, n), ends: make([]bool, n),
-		hash: blocks.NewHash(o.Seed, o.Block), block: o.Block, width: o.HashBytes}
+		hash: blocks.NewHash(o.Seed, o.Block), block: o.Block, frame: o.FrameSize / o.Block, width: o.HashBytes}
 	first := make(map[uint64]int32, n/2)
-	per := o.FrameSize / o.Block
 	buf, earlier := make([]byte, o.FrameSize), make([]byte, o.Block)
 	zero := make([]byte, o.Block)
 	for at := int64(0); at < target.Size; at += int64(len(buf)) {
@@ -85,7 +85,7 @@ func tryPlan(ctx context.Context, target Image, o Options) (p *plan, shared bool
 			case !bytes.Equal(earlier, b):
 				shared = true
 				p.fresh++
-			case int(old)/per < number/per:
+			case int(old)/p.frame < number/p.frame:
 				p.repeats[number] = old
 			default:
 				p.fresh++
@@ -111,7 +111,7 @@ func orShort(err error) error {
 	return err
 }
 
-// appendKinds writes the runs of blocks.
+// appendKinds writes the runs of blocks. All that a run repeats lies in front of the frame that the run begins in.
 func (p *plan) appendKinds(out []byte) []byte {
 	for b := 0; b < len(p.repeats); {
 		kind, first, n := blocks.KindRepeat, p.repeats[b], 1
@@ -126,7 +126,7 @@ func (p *plan) appendKinds(out []byte) []byte {
 			if kind == blocks.KindRepeat {
 				want += int32(n)
 			}
-			if p.repeats[b+n] != want {
+			if p.repeats[b+n] != want || int(want) >= b/p.frame*p.frame && kind == blocks.KindRepeat {
 				break
 			}
 			n++
