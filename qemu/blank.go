@@ -27,7 +27,7 @@ import (
 //
 // The price: all of that memory is taken from the host at once; and to drop a
 // translation is slow too, the more there are. With 1 GiB of them, after an
-// installation in Debian, it took QEMU 50 s, so Config.Accel bounds their number.
+// installation in Debian, it took QEMU 50 s, so DefaultAccel bounds their number.
 func blank(memory int) []byte {
 	const mib = 1 << 20
 	low := uint64(memory) * mib

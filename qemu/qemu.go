@@ -55,6 +55,10 @@ var ErrOff = errors.New("machine is off")
 // ErrOn means that the operation needs the machine to be off; Cut it first.
 var ErrOn = errors.New("machine is on")
 
+// DefaultAccel bounds the code that QEMU keeps translated: with its own 1 GiB of it a
+// reset may take a minute (see blank).
+const DefaultAccel = "tcg,thread=multi,tb-size=64"
+
 // Config says what machine to build. The zero value of each field is the
 // board qemu-x86_64 as it is shipped, except for Dir, which has no default.
 type Config struct {
@@ -65,9 +69,7 @@ type Config struct {
 	Memory int // MiB, default 512
 	CPUs   int // default 1: a second virtual CPU gains nothing under TCG
 
-	// Accel is QEMU's -accel value. Default "tcg,thread=multi,tb-size=64": with
-	// QEMU's own 1 GiB of translated code a reset may take a minute (see blank).
-	Accel string
+	Accel string // QEMU's -accel value, default DefaultAccel
 
 	// BIOS starts the legacy firmware instead of OVMF: no EFI variables, a
 	// second instead of five to the first instruction of the disk.
@@ -142,7 +144,7 @@ func New(ctx context.Context, cfg Config) (*Device, error) {
 		cfg.CPUs = 1
 	}
 	if cfg.Accel == "" {
-		cfg.Accel = "tcg,thread=multi,tb-size=64"
+		cfg.Accel = DefaultAccel
 	}
 	if cfg.Patience == 0 {
 		cfg.Patience = patience(os.Getenv("TANDEM_PATIENCE"))

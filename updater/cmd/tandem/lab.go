@@ -59,7 +59,7 @@ func labCmd(ctx context.Context, args []string, stdin io.Reader, stdout, stderr 
 	l.flags.StringVar(&l.cfg.Image, "image", "", "disk image of a new device (up)")
 	l.flags.BoolVar(&l.cfg.TPM, "tpm", false, "with a TPM 2.0 (up)")
 	l.flags.IntVar(&l.cfg.Memory, "memory", 0, "MiB (up; default 512)")
-	l.flags.StringVar(&l.cfg.Accel, "accel", "", "QEMU's -accel (up; default tcg,thread=multi,tb-size=64)")
+	l.flags.StringVar(&l.cfg.Accel, "accel", "", "QEMU's -accel (up; default "+qemu.DefaultAccel+")")
 	l.flags.BoolVar(&l.cfg.BIOS, "bios", false, "legacy firmware (up)")
 	l.flags.Func("forward", "`HOST:GUEST` TCP ports (up)", l.forward)
 
