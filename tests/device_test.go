@@ -65,12 +65,8 @@ func deviceCmd(ts *testscript.TestScript, neg bool, args []string) {
 	case "link":
 		err = d.Link(s.ctx, arg(0) != "down")
 	case "boots":
-		limit := bootLimit
-		if arg(0) == "-limit" {
-			n, e := strconv.Atoi(arg(1))
-			ts.Check(e)
-			limit, args = time.Duration(n)*time.Second, args[2:]
-		}
+		var limit time.Duration
+		limit, args = limited(ts, args, bootLimit)
 		err = boots(ts, d, limit, arg(0), arg(1))
 	case "event":
 		var e qemu.Event
@@ -148,6 +144,16 @@ func (s *story) newDevice(ts *testscript.TestScript, args []string) error {
 	return image.ProvisionData(s.ctx, d.Disk(), s.factory.Board(), stage)
 }
 
+// limited takes the option -limit SECONDS off a command, which otherwise has a limit of its own.
+func limited(ts *testscript.TestScript, args []string, limit time.Duration) (time.Duration, []string) {
+	if len(args) < 2 || args[0] != "-limit" {
+		return limit, args
+	}
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	return time.Duration(n) * time.Second, args[2:]
+}
+
 // boots waits for the next boot and compares it: device boots [-limit SECONDS] SLOT
 // VERSION. A job that fails meanwhile ends the wait: it was to make the device boot.
 func boots(ts *testscript.TestScript, d *qemu.Device, limit time.Duration, slot, version string) error {
@@ -216,12 +222,8 @@ func (s *story) agent(d *qemu.Device) error {
 func guestCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
 	d := s.need(ts)
-	c := qemu.Command{Timeout: time.Minute}
-	if len(args) > 2 && args[0] == "-limit" {
-		n, err := strconv.Atoi(args[1])
-		ts.Check(err)
-		c.Timeout, args = time.Duration(n)*time.Second, args[2:]
-	}
+	limit, args := limited(ts, args, time.Minute)
+	c := qemu.Command{Timeout: limit}
 	if len(args) < 1 {
 		ts.Fatalf("usage: guest [-limit SECONDS] [-job NAME] COMMAND…")
 	}
@@ -266,12 +268,7 @@ func guestCmd(ts *testscript.TestScript, neg bool, args []string) {
 func awaitCmd(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
 	d := s.need(ts)
-	limit := 3 * time.Minute
-	if len(args) > 2 && args[0] == "-limit" {
-		n, err := strconv.Atoi(args[1])
-		ts.Check(err)
-		limit, args = time.Duration(n)*time.Second, args[2:]
-	}
+	limit, args := limited(ts, args, 3*time.Minute)
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: await [-limit SECONDS] REGEXP COMMAND…")
 	}
