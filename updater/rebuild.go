@@ -99,8 +99,7 @@ func (u *Updater) patched(ctx context.Context, src Source, p payload, old Disk, 
 	if err != nil {
 		return nil, err
 	}
-	_, longest := patch.Buffers()
-	r := &patched{Patch: patch, blob: blob, sources: delta.Sources{New: made}, proof: proof, packed: make([]byte, longest)}
+	r := &patched{Patch: patch, blob: blob, sources: delta.Sources{New: made}, proof: proof, packed: make([]byte, patch.Longest())}
 	if sum, needed := patch.Base(); needed {
 		if p.base == nil || sum != p.base.Digest.Sum() || patch.BaseSize() != p.base.Size {
 			return nil, fmt.Errorf("%w: payload starts from another image than the manifest says", delta.ErrFormat)

@@ -122,11 +122,12 @@ func apply(older, patch, leaves, out string) (d decoded, err error) {
 	defer f.Close()
 	done := &source{ReaderAt: f}
 	from.New = done
-	longest, most := p.Buffers()
-	longestFrame, longestBlob := make([]byte, longest), make([]byte, most)
+	longest := make([]byte, p.Longest())
+	var plain []byte
 	for i := range p.Frames() {
 		frame := p.Frame(i)
-		packed, plain := longestBlob[:frame.BlobLength], longestFrame[:frame.Length]
+		packed := longest[:frame.BlobLength]
+		plain = room(plain, frame.Length)
 		if _, err := blob.ReadAt(packed, frame.Blob); err != nil && err != io.EOF {
 			return d, err
 		}

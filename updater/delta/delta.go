@@ -139,7 +139,7 @@ type Patch struct {
 	size       int64
 	memory     int64
 	largest    int64 // longest frame, image bytes
-	packed     int64 // longest range of the blob that makes a frame
+	longest    int64 // longest range of the blob that makes a frame
 	body       int64 // most bytes that any frame unpacks to
 	space      int64 // most bytes of workspace that any frame takes
 	features   uint32
@@ -210,14 +210,14 @@ func Open(blob io.ReaderAt, blobSize int64, lim Limits) (*Patch, error) {
 	copy(p.base[:], h[32:64])
 	frames := int64(le.Uint32(h[72:]))
 	p.largest = int64(le.Uint32(h[76:]))
-	p.packed = int64(le.Uint32(h[80:]))
+	p.longest = int64(le.Uint32(h[80:]))
 	p.body = int64(le.Uint32(h[84:]))
 	p.space = int64(le.Uint32(h[88:]))
 	common := int64(le.Uint32(h[92:]))
-	need := MemoryNeeded(int(frames), Maxima{p.largest, p.packed, p.body, p.space}, asked)
+	need := MemoryNeeded(int(frames), Maxima{p.largest, p.longest, p.body, p.space}, asked)
 	switch {
 	case size > MaxSize || baseSize > MaxSize || frames > MaxFrames ||
-		p.largest > MaxFrame || p.packed > MaxFrameBlob || p.body > MaxBody || p.space > MaxWorkspace || common > MaxCommon || memory > 1<<32:
+		p.largest > MaxFrame || p.longest > MaxFrameBlob || p.body > MaxBody || p.space > MaxWorkspace || common > MaxCommon || memory > 1<<32:
 		return nil, fmt.Errorf("header: %w", ErrLimit)
 	case int64(size) != lim.Size:
 		return nil, fmt.Errorf("makes %d bytes, the manifest says %d: %w", size, lim.Size, ErrLimit)
@@ -289,7 +289,7 @@ func (p *Patch) readTable(blob io.ReaderAt, h []byte, frames int, common []byte)
 	if [sha256.Size]byte(sum.Sum(nil)) != [sha256.Size]byte(h[HeaderSize-sha256.Size:]) {
 		return fmt.Errorf("checksum of header, frame table and common part: %w", ErrFormat)
 	}
-	if largest != p.largest || longest != p.packed || p.target[frames] != p.size {
+	if largest != p.largest || longest != p.longest || p.target[frames] != p.size {
 		return fmt.Errorf("frame table contradicts header: %w", ErrFormat)
 	}
 	return nil
@@ -309,9 +309,9 @@ func (p *Patch) Size() int64 { return p.size }
 // largest frame and its compressed form included.
 func (p *Patch) Memory() int64 { return p.memory }
 
-// Buffers returns how many bytes the longest frame has, and the longest range of the blob that
-// makes one: a caller that makes its buffers once leaves none behind for the collector.
-func (p *Patch) Buffers() (frame, blob int64) { return p.largest, p.packed }
+// Longest is how many bytes the longest range of the blob has that makes a frame: a caller that makes
+// one buffer for all of them leaves none behind for the collector.
+func (p *Patch) Longest() int64 { return p.longest }
 
 // Frames is the number of frames.
 func (p *Patch) Frames() int { return len(p.target) - 1 }

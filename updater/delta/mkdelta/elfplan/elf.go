@@ -30,7 +30,7 @@ func (s *section) placed() bool {
 		return true
 	}
 	l := s.layout.Value()
-	return l.self()
+	return slices.ContainsFunc(l.fields[:l.count], func(f field) bool { return f.mode == self })
 }
 
 // file is what is known of a file.
@@ -121,12 +121,8 @@ func (f *file) add(i int, s *elf.Section) {
 		word = 8
 	}
 	if f.kernel() {
-		if stride, fields := kernelTable(s.Name, s.Size); stride != 0 {
-			flags := uint8(0)
-			if fields[0].mode == self {
-				flags = flagBase
-			}
-			out.maps, out.layout = addr, table(stride, flags, fields...)
+		if layout, ok := kernelTable(s.Name, s.Size); ok {
+			out.maps, out.layout = addr, layout
 			f.sections = append(f.sections, out)
 			return
 		}

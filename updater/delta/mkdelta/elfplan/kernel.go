@@ -3,6 +3,7 @@ package elfplan
 import (
 	"debug/elf"
 	"encoding/binary"
+	"unique"
 )
 
 // kernelBase is where the addresses of an x86-64 kernel begin (Linux, Documentation/arch/x86/x86_64/mm.rst).
@@ -17,26 +18,26 @@ func (f *file) kernel() bool {
 func here(offset int) field { return field{offset: offset, width: 4, mode: self} }
 
 // kernelTable returns how the entries of a section of the kernel look that says where something is, mostly by
-// its distance from the entry; 0 for others. Sources: include/asm-generic/vmlinux.lds.h, and for each section the
+// its distance from the entry; false for others. Sources: include/asm-generic/vmlinux.lds.h, and for each section the
 // structure of its entries.
-func kernelTable(name string, size uint64) (stride int, fields []field) {
+func kernelTable(name string, size uint64) (_ unique.Handle[layout], ok bool) {
 	switch name {
 	case ".orc_unwind_ip", ".return_sites", ".retpoline_sites", ".call_sites", ".ibt_endbr_seal", ".smp_locks":
-		return 4, []field{here(0)}
+		return table(4, flagBase, here(0)), true
 	case "__ksymtab", "__ksymtab_gpl":
-		return 12, []field{here(0), here(4), here(8)}
+		return table(12, flagBase, here(0), here(4), here(8)), true
 	case "__ex_table", "__bug_table":
-		return 12, []field{here(0), here(4)}
+		return table(12, flagBase, here(0), here(4)), true
 	case ".altinstructions":
 		for _, stride := range []int{12, 14, 13} {
 			if size%uint64(stride) == 0 {
-				return stride, []field{here(0), here(4)}
+				return table(stride, flagBase, here(0), here(4)), true
 			}
 		}
 	case ".parainstructions":
-		return 16, []field{{offset: 0, width: 8}}
+		return table(16, 0, field{width: 8}), true
 	}
-	return 0, nil
+	return table(0, 0), false
 }
 
 // relocs adds the list of relocations that the kernel's build appends to the ELF file

@@ -2,7 +2,6 @@ package elfplan
 
 import (
 	"encoding/binary"
-	"slices"
 	"unique"
 
 	"github.com/tandem-ota/tandem/updater/delta/predict"
@@ -48,11 +47,6 @@ func (l *layout) slots() int {
 		n = max(n, f.slot+1)
 	}
 	return n
-}
-
-// self says whether a field counts from its own place.
-func (l *layout) self() bool {
-	return slices.ContainsFunc(l.fields[:l.count], func(f field) bool { return f.mode == self })
 }
 
 // region is one of the plan; words if layout has a stride.

@@ -126,7 +126,7 @@ func (p *plan) appendKinds(out []byte) []byte {
 			if kind == blocks.KindRepeat {
 				want += int32(n)
 			}
-			if p.repeats[b+n] != want || int(want) >= b/p.frame*p.frame && kind == blocks.KindRepeat {
+			if p.repeats[b+n] != want || int(want) >= b/p.frame*p.frame {
 				break
 			}
 			n++
