@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -266,5 +267,13 @@ func plain(key string) bool {
 // same string. ToLower leaves two letters that simple folding joins with
 // ASCII: U+017F with s and U+212A with k.
 func fold(key string) string {
-	return strings.NewReplacer("\u017f", "s", "\u212a", "k").Replace(strings.ToLower(key))
+	return strings.Map(func(r rune) rune {
+		switch r {
+		case '\u017f':
+			return 's'
+		case '\u212a':
+			return 'k'
+		}
+		return unicode.ToLower(r)
+	}, key)
 }
