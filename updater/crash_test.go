@@ -150,5 +150,6 @@ func TestExplorer(t *testing.T) {
 			})
 		}
 	})
+	t.Run("fault", e.faults)
 	e.publish(t)
 }

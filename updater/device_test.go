@@ -46,7 +46,6 @@ type device struct {
 	t     testing.TB
 	w     *world
 	disks []*disktest.Disk
-	sizes map[string]int64 // of partitions, by role
 	store *files
 	tuf   memoryStore
 	state string // of the crash that it comes from, for messages
@@ -82,6 +81,7 @@ type device struct {
 	ran       []choice
 	jump      time.Duration // how wrong its clock is
 	guard     bool          // it has a watchdog
+	deny      error         // of every write to the spare slot
 }
 
 // entry is what the ledger of installs holds.
@@ -222,7 +222,7 @@ func (w *world) partition(t testing.TB, role, version string) []byte {
 // onDisks is a machine around existing disks, switched off.
 func onDisks(t testing.TB, disks []*disktest.Disk) *device {
 	return &device{
-		t: t, w: theWorld(), disks: disks, sizes: map[string]int64{"boot": disks[bootA].Size(), "root": disks[rootA].Size()}, store: &files{d: disks[dataDisk]}, tuf: memoryStore{}, linkUp: true,
+		t: t, w: theWorld(), disks: disks, store: &files{d: disks[dataDisk]}, tuf: memoryStore{}, linkUp: true,
 		sick: map[string]string{}, hangs: map[string]string{}, noData: map[string]bool{}, ledger: map[string]entry{},
 	}
 }
@@ -445,28 +445,33 @@ type slots struct {
 
 type openPart struct {
 	*disktest.Disk
-	size  int64 // as a real partition, whose size can be asked for while it is written
 	close func()
 }
 
-func (o openPart) Size() int64  { return o.size }
 func (o openPart) Close() error { o.close(); return nil }
-
-// readOnly hides nothing but the right to write.
-type readOnly struct{ openPart }
-
-func (readOnly) WriteAt([]byte, int64) (int, error) { return 0, fs.ErrPermission }
 
 func (s *slots) Spare(role string) (Disk, error) {
 	if s.held[role] {
 		return nil, errors.New("held")
 	}
 	s.held[role] = true
-	return openPart{s.d.part(s.d.slot.Other(), role), s.d.sizes[role], func() { s.held[role] = false }}, nil
+	part := openPart{s.d.part(s.d.slot.Other(), role), func() { s.held[role] = false }}
+	if s.d.deny != nil {
+		return denied{part, s.d.deny}, nil
+	}
+	return part, nil
 }
 
+// denied is a partition that cannot be written.
+type denied struct {
+	openPart
+	err error
+}
+
+func (d denied) WriteAt([]byte, int64) (int, error) { return 0, d.err }
+
 func (s *slots) Read(slot bootctl.Slot, role string) (Disk, error) {
-	return readOnly{openPart{s.d.part(slot, role), s.d.sizes[role], func() {}}}, nil
+	return denied{openPart{s.d.part(slot, role), func() {}}, fs.ErrPermission}, nil
 }
 
 // ledger notes each id once, as the TPM does, and outlives the power.

@@ -219,7 +219,7 @@ type Disk struct {
 func (d *Disk) Bench() *Bench { return d.bench }
 
 // Size returns the size in bytes.
-func (d *Disk) Size() int64 { return int64(len(d.view)) }
+func (d *Disk) Size() int64 { return int64(len(d.base)) }
 
 // Bytes returns a copy of what reads see.
 func (d *Disk) Bytes() []byte {
@@ -247,6 +247,9 @@ func (d *Disk) read(p []byte, off int64, medium bool) (int, error) {
 		d.bench.seen = append(d.bench.seen, d.index)
 	}
 	fault := d.fault(Read)
+	if d.bench.off {
+		return 0, ErrPower
+	}
 	if fault != nil && fault.Err != nil {
 		return 0, fault.Err
 	}
@@ -284,7 +287,7 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 		return 0, fmt.Errorf("disktest: write %d bytes at %d of %d", len(p), off, len(d.view))
 	}
 	var failed error
-	if fault := d.fault(Write); fault != nil && fault.Delay == 0 {
+	if fault := d.fault(Write); fault != nil && fault.Delay == 0 && !fault.Halt {
 		// An error in the middle: what came before it was taken.
 		p, failed = p[:len(p)/2/Sector*Sector], fault.Err
 	}
@@ -327,7 +330,7 @@ func (d *Disk) Sync() error {
 	d.bench.mu.Lock()
 	defer d.bench.mu.Unlock()
 	fault := d.fault(Sync)
-	if fault != nil && fault.Delay != 0 {
+	if fault != nil && (fault.Delay != 0 || fault.Halt) {
 		fault = nil
 	}
 	op := Op{Disk: d.index, Kind: Sync, lied: fault != nil && fault.Lie}

@@ -17,6 +17,7 @@ type Fault struct {
 	Flip   int64         // of a Read without Err: the number of the bit that is wrong, modulo the length
 	Astray int64         // of a Read without Err: so many bytes from where it should be, if that is on the disk
 	Lie    bool          // of a Sync: nothing becomes durable, and nil is returned
+	Halt   bool          // nothing is done, nor anything after it (see Bench.Halt)
 	Delay  time.Duration // the operation takes so long, and nothing else is wrong with it
 	Seed   uint64
 
@@ -104,6 +105,9 @@ func (d *Disk) fault(op Kind) *Fault {
 			f.fired = true
 			hit = f
 		}
+	}
+	if hit != nil && hit.Halt {
+		d.bench.off = true
 	}
 	if hit != nil && hit.Delay > 0 {
 		// Not while others wait for the lock: a slow disk does not stop a clock.
