@@ -75,7 +75,7 @@ func appendLine(fsys datafile.FS, path string, line []byte) error {
 	old, err := readAll(fsys, path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := datafile.MkdirAll(fsys, filepath.Dir(path), 0o755); err != nil {
+		if err := datafile.Mkdir(fsys, filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
 	case err != nil:

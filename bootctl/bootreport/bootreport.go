@@ -126,7 +126,7 @@ func WriteBoot(path string, b Boot) error {
 	if err != nil {
 		return fmt.Errorf("write boot report: %w", err)
 	}
-	if err := datafile.MkdirAll(datafile.OS{}, filepath.Dir(path), 0o755); err != nil {
+	if err := datafile.Mkdir(datafile.OS{}, filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("write boot report: %w", err)
 	}
 	// Syncing does nothing in RAM, where the file lives and dies.

@@ -205,32 +205,18 @@ func Delete(fsys FS, path string) error {
 	return syncFolder(fsys, path)
 }
 
-// MkdirAll makes the folder at path, and those above it that are missing.
+// Mkdir makes the folder at path. One there is no error; the folder above must
+// exist.
 //
-// When MkdirAll returns nil, the folder is on the medium. If it fails, or the power
-// does, it and those above it that were missing may be there or not. Repeating it is safe.
-func MkdirAll(fsys FS, path string, perm fs.FileMode) error {
-	err := fsys.Mkdir(path, perm)
-	if parent := filepath.Dir(path); errors.Is(err, fs.ErrNotExist) && parent != path {
-		if err := MkdirAll(fsys, parent, perm); err != nil {
-			return err
-		}
-		err = fsys.Mkdir(path, perm)
-	}
-	if errors.Is(err, fs.ErrExist) {
-		// A MkdirAll that failed may have left it so. That it is a folder shows when
-		// it is used.
-		return syncFolder(fsys, path)
-	}
-	if err != nil {
+// When Mkdir returns nil, the folder is on the medium. If it fails, or the power
+// does, it may be there or not. Repeating it is safe.
+func Mkdir(fsys FS, path string, perm fs.FileMode) error {
+	// That what is there is a folder shows when it is used.
+	if err := fsys.Mkdir(path, perm); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := syncFolder(fsys, path); err != nil {
-		// Otherwise the next try would find it, and not look at those above.
-		_ = fsys.Remove(path)
-		return err
-	}
-	return nil
+	// Also if there was one: a Mkdir that failed may have left it so.
+	return syncFolder(fsys, path)
 }
 
 // syncFolder makes the names in the folder of path durable.

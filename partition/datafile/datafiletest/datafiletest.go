@@ -131,12 +131,16 @@ func (f *FS) Ops() int {
 	return len(f.log)
 }
 
+// ErrKilled, in a sticky fault, is the end of the program while the kernel goes on: a
+// Sync that fails with it did not begin, and loses nothing.
+var ErrKilled = errors.New("datafiletest: program was killed")
+
 // Fault is something that goes wrong other than the power.
 type Fault struct {
 	Op     Kind  // what fails; "" is any
 	At     int   // which one, 1-based, counted from Inject
 	Sticky bool  // and all later ones too
-	Err    error // as syscall.EIO or syscall.ENOSPC
+	Err    error // as syscall.EIO or syscall.ENOSPC, or ErrKilled
 
 	seen  int
 	fired bool
@@ -419,7 +423,9 @@ func (f *file) Sync() error {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	err := f.fs.fault(Sync)
-	f.fs.do(op{kind: Sync, in: f.node, failed: err != nil})
+	if err == nil || !errors.Is(err, ErrKilled) {
+		f.fs.do(op{kind: Sync, in: f.node, failed: err != nil})
+	}
 	if err != nil {
 		return refused(Sync, f.name, err)
 	}

@@ -154,7 +154,11 @@ func (d *device) openTrust() error {
 		return fmt.Errorf("TUF root: %w", err)
 	}
 	store := filepath.Join(dataDir, "tuf")
-	if err = datafile.MkdirAll(datafile.OS{}, store, 0o700); err == nil {
+	// The first program made dataDir, if it could write.
+	if err = datafile.Mkdir(datafile.OS{}, dataDir, 0o755); err == nil {
+		err = datafile.Mkdir(datafile.OS{}, store, 0o700)
+	}
+	if err == nil {
 		d.tuf, err = trust.Open(trust.Dir(store), anchor)
 	}
 	if err != nil {
