@@ -6,5 +6,6 @@ import "slices"
 func all() []Attack {
 	return slices.Concat(
 		manifestAttacks,
+		signatureAttacks,
 	)
 }
