@@ -8,5 +8,6 @@ func all() []Attack {
 		manifestAttacks,
 		signatureAttacks,
 		metadataAttacks,
+		statementAttacks,
 	)
 }
