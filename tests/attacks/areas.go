@@ -9,5 +9,6 @@ func all() []Attack {
 		signatureAttacks,
 		metadataAttacks,
 		statementAttacks,
+		deltaAttacks,
 	)
 }
