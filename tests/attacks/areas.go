@@ -7,5 +7,6 @@ func all() []Attack {
 	return slices.Concat(
 		manifestAttacks,
 		signatureAttacks,
+		recordAttacks,
 	)
 }
