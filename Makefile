@@ -54,8 +54,8 @@ bench-delta: setup  ## deltas of Debian images beside xdelta3, bsdiff, zstd, cas
 	$(go) build -o build/bin/bench ./tests/bench
 	build/bin/bench -pairs "$(PAIRS)" $(if $(SLOW),-slow)
 
-mutants: setup  ## bugs put in on purpose, each of which a test has to notice (RUN=name for some); SCORE=1: random ones, by gremlins
-	$(go) run ./tests/mutants $(if $(SCORE),-score -out build/mutation-score.json,-run "$(RUN)")
+mutants: setup  ## bugs put in on purpose, each of which a test has to notice (RUN=name for some); SCORE=60: so many random ones per package
+	$(go) run ./tests/mutants -run "$(RUN)" $(if $(SCORE),-random $(SCORE) -out build/mutation-score.json)
 
 image: setup  ## a disk image of the board qemu-x86_64 in build/image
 	$(go) build -o build/bin/tandem ./updater/cmd/tandem

@@ -20,7 +20,6 @@ const testTime = "4m"
 // lab runs tests against mutants.
 type lab struct {
 	root  string
-	log   io.Writer
 	sound map[string]error // by test: what came of it without a mutant
 }
 
@@ -115,7 +114,7 @@ func (l *lab) test(ctx context.Context, test string, more ...string) (killer str
 	switch {
 	case killer != "":
 		return killer, nil
-	case failed != nil && hung != "" && strings.Contains(said, "panic:"):
+	case failed != nil && hung != "" && (strings.Contains(said, "panic:") || strings.Contains(said, "fatal error:")):
 		return hung, nil // it took the whole program down
 	case failed != nil:
 		return "", fmt.Errorf("%w: go test %s: %w\n%s%s", errSick, test, failed, said, &wrong)

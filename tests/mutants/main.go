@@ -4,7 +4,7 @@
 //
 //	make mutants              every bug: which class of test kills it, and how fast
 //	make mutants RUN=floor    those with "floor" in their name
-//	make mutants SCORE=1      instead: small random bugs by gremlins, counted per package
+//	make mutants SCORE=60     instead: at most 60 small random bugs per package, and a score
 //
 // No patch touches the tree: a mutant is built from copies of the files that its patch
 // changes, which Go's -overlay puts in place of the real ones. A mutant is killed if a test
@@ -52,15 +52,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f.SetOutput(stderr)
 	folder := f.String("patches", "tests/mutants", "folder of the patches")
 	only := f.String("run", "", "only the mutants with this in their name")
+	random := f.Int("random", 0, "instead: so many random mutants of each package with -run in its name")
+	seed := f.Uint64("seed", 1, "which random mutants are tried, where there are more")
 	out := f.String("out", "build/mutants.json", "where the results go")
 	if err := f.Parse(args); err != nil {
 		return err
+	}
+	lab := lab{root: ".", sound: map[string]error{}}
+	if *random > 0 {
+		scores, err := lab.scoreBars(ctx, stdout, *only, *random, *seed)
+		return errors.Join(err, save(*out, scores))
 	}
 	mutants, err := read(*folder, *only)
 	if err != nil {
 		return err
 	}
-	lab := lab{root: ".", log: stderr, sound: map[string]error{}}
 	var results []result
 	for _, m := range mutants {
 		r := lab.try(ctx, m)

@@ -11,15 +11,16 @@ import (
 
 // classes are the kinds of tests, by what they do to the product.
 var classes = []string{
-	"power cut",     // the power fails at every operation
-	"fault",         // a disk, a TPM or a file system does not do what it was told
-	"hostile input", // somebody means it: bytes that lie
-	"corruption",    // bits flip
-	"conformance",   // what every bootloader's backend has to keep, and TUF's own cases
-	"real loader",   // GRUB itself, in QEMU
-	"whole update",  // announcement to verdict on a device in memory
-	"unit",          // one function, by its contract
-	"system call",   // what a program asks of the kernel, in its order
+	"power cut",      // the power fails at every operation
+	"program killed", // only the program goes, at every operation
+	"fault",          // a disk, a TPM or a file system does not do what it was told
+	"hostile input",  // somebody means it: bytes that lie
+	"corruption",     // bits flip
+	"conformance",    // what every bootloader's backend has to keep, and TUF's own cases
+	"real loader",    // GRUB itself, in QEMU
+	"whole update",   // announcement to verdict on a device in memory
+	"unit",           // one function, by its contract
+	"system call",    // what a program asks of the kernel, in its order
 }
 
 // A mutant is one bug that was put in on purpose.

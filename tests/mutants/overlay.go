@@ -46,6 +46,11 @@ func (m mutant) overlay(ctx context.Context, root, folder string) (string, error
 	if said, err := apply.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: it does not fit the tree: %w\n%s", errPatch, err, said)
 	}
+	return writeOverlay(folder, replace)
+}
+
+// writeOverlay writes what go's -overlay wants to know, and returns where.
+func writeOverlay(folder string, replace map[string]string) (string, error) {
 	text, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
 		return "", err
