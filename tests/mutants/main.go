@@ -3,7 +3,7 @@
 // names have to notice.
 //
 //	make mutants              every bug: which class of test kills it, and how fast
-//	make mutants RUN=floor    those with "floor" in their name
+//	make mutants RUN=floor    those whose name matches the regular expression
 //	make mutants SCORE=60     instead: at most 60 small random bugs per package, and a score
 //
 // No patch touches the tree: a mutant is built from copies of the files that its patch
@@ -51,8 +51,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f := flag.NewFlagSet("mutants", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	folder := f.String("patches", "tests/mutants", "folder of the patches")
-	only := f.String("run", "", "only the mutants with this in their name")
-	random := f.Int("random", 0, "instead: so many random mutants of each package with -run in its name")
+	only := f.String("run", "", "only the mutants (or packages) whose names match this regular expression")
+	random := f.Int("random", 0, "instead: so many random mutants of each package")
 	seed := f.Uint64("seed", 1, "which random mutants are tried, where there are more")
 	out := f.String("out", "build/mutants.json", "where the results go")
 	if err := f.Parse(args); err != nil {

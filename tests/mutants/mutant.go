@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -38,15 +39,19 @@ type mutant struct {
 
 var errPatch = errors.New("bad patch")
 
-// read reads the patches of a folder whose names contain only, by name.
+// read reads the patches of a folder whose names match only, by name.
 func read(folder, only string) ([]mutant, error) {
+	match, err := regexp.Compile(only)
+	if err != nil {
+		return nil, err
+	}
 	paths, err := filepath.Glob(filepath.Join(folder, "*.patch"))
 	if err != nil {
 		return nil, err
 	}
 	var all []mutant
 	for _, path := range paths {
-		if !strings.Contains(filepath.Base(path), only) {
+		if !match.MatchString(strings.TrimSuffix(filepath.Base(path), ".patch")) {
 			continue
 		}
 		text, err := os.ReadFile(path)
@@ -61,7 +66,7 @@ func read(folder, only string) ([]mutant, error) {
 		all = append(all, m)
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("%w: none in %s with %q in its name", errPatch, folder, only)
+		return nil, fmt.Errorf("%w: none in %s has a name that matches %q", errPatch, folder, only)
 	}
 	return all, nil
 }

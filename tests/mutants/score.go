@@ -252,7 +252,9 @@ func (l *lab) scoreBars(ctx context.Context, w io.Writer, only string, most int,
 	met := 0
 	fmt.Fprintf(w, "at most %d mutants of each package, seed %d\n", most, seed)
 	for _, p := range scores {
-		if !strings.Contains(p.Package, only) {
+		if ok, err := regexp.MatchString(only, p.Package); err != nil {
+			return nil, err
+		} else if !ok {
 			continue
 		}
 		s, err := l.measure(ctx, p, most, seed)
