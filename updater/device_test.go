@@ -46,7 +46,6 @@ type device struct {
 	t     testing.TB
 	w     *world
 	disks []*disktest.Disk
-	sizes map[string]int64 // of partitions, by role
 	store *files
 	tuf   memoryStore
 	state string // of the crash that it comes from, for messages
@@ -72,13 +71,30 @@ type device struct {
 	died      string // how the boot before this one ended
 	attempts  []bootreport.Attempt
 	ids       int
-	ledger    map[string][32]byte
+	ledger    map[string]entry
 	verdicts  []heard
 	events    []transport.Event
 	progress  int
 	onReport  func(transport.State)
 	moved     int64 // bytes downloaded
 	timeline  []mark
+	ran       []choice
+	jump      time.Duration // how wrong its clock is
+	guard     bool          // it has a watchdog
+	deny      error         // of every write to the spare slot
+}
+
+// entry is what the ledger of installs holds.
+type entry struct {
+	digest [32]byte
+	ops    int
+}
+
+// choice is what the loader chose, and how many disk operations came before it.
+type choice struct {
+	runs, tried bootctl.Slot
+	trials      int // of the slot that is tried, in a row
+	ops         int
 }
 
 // heard is a verdict and when it was said.
@@ -206,8 +222,8 @@ func (w *world) partition(t testing.TB, role, version string) []byte {
 // onDisks is a machine around existing disks, switched off.
 func onDisks(t testing.TB, disks []*disktest.Disk) *device {
 	return &device{
-		t: t, w: theWorld(), disks: disks, sizes: map[string]int64{"boot": disks[bootA].Size(), "root": disks[rootA].Size()}, store: &files{d: disks[dataDisk]}, tuf: memoryStore{}, linkUp: true,
-		sick: map[string]string{}, hangs: map[string]string{}, noData: map[string]bool{}, ledger: map[string][32]byte{},
+		t: t, w: theWorld(), disks: disks, store: &files{d: disks[dataDisk]}, tuf: memoryStore{}, linkUp: true,
+		sick: map[string]string{}, hangs: map[string]string{}, noData: map[string]bool{}, ledger: map[string]entry{},
 	}
 }
 
@@ -217,7 +233,18 @@ func (d *device) after(crash *disktest.Crash) *device {
 	n.sick, n.hangs, n.noData, n.loader, n.handler, n.migrate = d.sick, d.hangs, d.noData, d.loader, d.handler, d.migrate
 	n.store.lossy = d.store.lossy
 	n.state, n.fates = crash.String(), d.fates+crash.String()
-	n.tuf, n.ledger = maps.Clone(d.tuf), maps.Clone(d.ledger)
+	n.jump, n.guard = d.jump, d.guard
+	n.tuf = maps.Clone(d.tuf)
+	for id, e := range d.ledger {
+		if e.ops <= crash.Cut {
+			n.ledger[id] = entry{e.digest, 0}
+		}
+	}
+	for _, b := range d.ran {
+		if b.ops <= crash.Cut {
+			n.trials, n.tried = b.trials, b.tried
+		}
+	}
 	n.ids = 1000 * (1 + d.ids/1000) // ids stay unique
 	for _, v := range d.verdicts {
 		if v.ops <= crash.Cut {
@@ -241,33 +268,56 @@ func (d *device) part(s bootctl.Slot, role string) *disktest.Disk {
 
 // record is what the boot record says.
 func (d *device) record() bootctl.Record {
-	r, err := grubenv.Open(d.disks[envDisk]).Load()
-	require.NoError(d.t, err, "%s", d.state)
+	var r bootctl.Record
+	d.look(func() {
+		var err error
+		r, err = grubenv.Open(d.disks[envDisk]).Load()
+		require.NoError(d.t, err, "%s", d.state)
+	})
 	return r
 }
 
+// look lets the test use the disks: whatever fails on them, it fails for the updater.
+func (d *device) look(f func()) { d.disks[0].Bench().Calm(f) }
+
 // holds returns the version of the whole, signed system that a slot holds; "" if
 // what is there is none. It looks at the medium and trusts nothing.
-func (d *device) holds(s bootctl.Slot) string {
-	record, err := partition.ReadRecord(d.root(s))
-	if err != nil {
-		return ""
-	}
-	payload, err := trust.Verify(record.Envelope, trust.ManifestType, d.w.keys)
-	if err != nil {
-		return ""
-	}
-	r := d.w.by[d.w.names[manifest.DigestOf(payload)]]
-	for role, image := range r.images {
-		if role != "boot" && role != "root" {
-			continue
+func (d *device) holds(s bootctl.Slot) (version string) {
+	d.look(func() {
+		record, err := partition.ReadRecord(d.root(s))
+		if err != nil {
+			return
 		}
-		have := make([]byte, len(image))
-		if n, _ := d.part(s, role).ReadMedium(have, 0); n < len(have) || !bytes.Equal(have, image) {
-			return ""
+		r := d.w.signed(record.Envelope)
+		if r == nil {
+			return
 		}
+		for role, image := range r.images {
+			if role != "boot" && role != "root" {
+				continue
+			}
+			have := make([]byte, len(image))
+			if n, _ := d.part(s, role).ReadMedium(have, 0); n < len(have) || !bytes.Equal(have, image) {
+				return
+			}
+		}
+		version = r.m.Version
+	})
+	return version
+}
+
+// signed returns the release whose manifest is in the envelope, if who may sign it has.
+func (w *world) signed(envelope []byte) *made {
+	key := string(envelope)
+	if r, ok := w.verified.Load(key); ok {
+		return r.(*made)
 	}
-	return r.m.Version
+	var r *made
+	if payload, err := trust.Verify(envelope, trust.ManifestType, w.keys); err == nil {
+		r = w.by[w.names[manifest.DigestOf(payload)]]
+	}
+	w.verified.Store(key, r)
+	return r
 }
 
 // powerOn lets the loader choose, and starts the program of the slot that it chose.
@@ -275,24 +325,33 @@ func (d *device) holds(s bootctl.Slot) string {
 //
 // It returns nil where the system dies before the program runs.
 func (d *device) powerOn() *Updater {
+	version := d.load()
+	if version == "" {
+		return nil
+	}
+	u, err := New(d.parts(version))
+	require.NoError(d.t, err, "%s", d.state)
+	return u
+}
+
+// load is what happens until the program is started: loader, kernel, first program.
+// It returns the version that runs, "" where it dies before its program does.
+func (d *device) load() (version string) {
 	env := d.disks[envDisk]
-	before := env.Bytes()
-	boot := boottest.GRUB(before, d.loader)
-	for at := 0; at < len(before); at += disktest.Sector {
-		if now := boot.Env[at : at+disktest.Sector]; !bytes.Equal(now, before[at:at+disktest.Sector]) {
-			_, err := env.WriteAt(now, int64(at))
-			require.NoError(d.t, err)
-			require.NoError(d.t, env.Sync())
+	var boot boottest.Boot
+	d.look(func() {
+		before := env.Bytes()
+		boot = boottest.GRUB(before, d.loader)
+		d.write(boot.Env)
+		d.slot, d.rebooting = boot.Slot, ""
+		// Nor would anything else boot, should a slot not load now.
+		for _, broken := range []bootctl.Slot{bootctl.A, bootctl.B} {
+			if s := boottest.GRUB(before, boottest.World{Broken: []bootctl.Slot{broken}}).Slot; s != "" {
+				require.NotEmpty(d.t, d.holds(s), "%s: slot %s would boot if slot %s did not load, and is not whole", d.state, s, broken)
+			}
 		}
-	}
-	d.slot, d.rebooting = boot.Slot, ""
-	// Nor would anything else boot, should a slot not load now.
-	for _, broken := range []bootctl.Slot{bootctl.A, bootctl.B} {
-		if s := boottest.GRUB(before, boottest.World{Broken: []bootctl.Slot{broken}}).Slot; s != "" {
-			require.NotEmpty(d.t, d.holds(s), "%s: slot %s would boot if slot %s did not load, and is not whole", d.state, s, broken)
-		}
-	}
-	version := d.holds(d.slot)
+		version = d.holds(d.slot)
+	})
 	require.NotEmpty(d.t, version, "%s: slot %q boots and is not whole; loader: %q", d.state, d.slot, boot.Lines)
 	if !boot.Trial || d.tried != d.slot {
 		d.trials, d.tried = 0, ""
@@ -303,6 +362,7 @@ func (d *device) powerOn() *Updater {
 		most := d.w.by[version].m.Trial.Tries
 		require.LessOrEqual(d.t, d.trials, most, "%s: slot %s is tried for ever", d.state, d.slot)
 	}
+	d.ran = append(d.ran, choice{d.slot, d.tried, d.trials, d.ops()})
 	d.boots++
 	d.bootID = fmt.Sprintf("boot-%d-%d", d.ids/1000, d.boots)
 	started := bootreport.Attempt{BootID: d.bootID, Slot: string(d.slot), Manifest: string(d.w.by[version].digest), Version: version, Stage: bootreport.StageStarted}
@@ -314,13 +374,24 @@ func (d *device) powerOn() *Updater {
 	}
 	d.attempts = append(d.attempts, started)
 	if d.died = d.hangs[version]; d.died != "" {
-		return nil
+		return ""
 	}
 	started.Stage, started.BootStatus, started.Pstore = bootreport.StageSwitched, 0, ""
 	d.attempts = append(d.attempts, started)
-	u, err := New(d.parts(version))
-	require.NoError(d.t, err, "%s", d.state)
-	return u
+	return version
+}
+
+// write is what the loader leaves of the environment: it changes one sector.
+func (d *device) write(env []byte) {
+	disk := d.disks[envDisk]
+	before := disk.Bytes()
+	for at := 0; at < len(before); at += disktest.Sector {
+		if now := env[at : at+disktest.Sector]; !bytes.Equal(now, before[at:at+disktest.Sector]) {
+			_, err := disk.WriteAt(now, int64(at))
+			require.NoError(d.t, err)
+			require.NoError(d.t, disk.Sync())
+		}
+	}
 }
 
 func (d *device) parts(version string) Parts {
@@ -347,7 +418,7 @@ func (d *device) parts(version string) Parts {
 		Attempts: func() ([]bootreport.Attempt, error) { return slices.Clone(d.attempts), nil },
 		Lock:     func() (func(), error) { return func() {}, nil },
 		Reboot:   func(why string) error { d.rebooting = why; return nil },
-		Now:      time.Now,
+		Now:      func() time.Time { return time.Now().Add(d.jump) },
 		NewID:    func() string { d.ids++; return fmt.Sprintf("attempt-%d", d.ids) },
 		Log:      slog.New(slog.NewTextHandler(d.t.Output(), nil)),
 		Memory:   memory, Checkpoint: every, MaxBegun: 3,
@@ -374,38 +445,44 @@ type slots struct {
 
 type openPart struct {
 	*disktest.Disk
-	size  int64 // as a real partition, whose size can be asked for while it is written
 	close func()
 }
 
-func (o openPart) Size() int64  { return o.size }
 func (o openPart) Close() error { o.close(); return nil }
-
-// readOnly hides nothing but the right to write.
-type readOnly struct{ openPart }
-
-func (readOnly) WriteAt([]byte, int64) (int, error) { return 0, fs.ErrPermission }
 
 func (s *slots) Spare(role string) (Disk, error) {
 	if s.held[role] {
 		return nil, errors.New("held")
 	}
 	s.held[role] = true
-	return openPart{s.d.part(s.d.slot.Other(), role), s.d.sizes[role], func() { s.held[role] = false }}, nil
+	part := openPart{s.d.part(s.d.slot.Other(), role), func() { s.held[role] = false }}
+	if s.d.deny != nil {
+		return denied{part, s.d.deny}, nil
+	}
+	return part, nil
 }
 
+// denied is a partition that cannot be written.
+type denied struct {
+	openPart
+	err error
+}
+
+func (d denied) WriteAt([]byte, int64) (int, error) { return 0, d.err }
+
 func (s *slots) Read(slot bootctl.Slot, role string) (Disk, error) {
-	return readOnly{openPart{s.d.part(slot, role), s.d.sizes[role], func() {}}}, nil
+	return denied{openPart{s.d.part(slot, role), func() {}}, fs.ErrPermission}, nil
 }
 
 // ledger notes each id once, as the TPM does, and outlives the power.
 type ledger struct{ d *device }
 
 func (l ledger) Install(id string, digest [32]byte) error {
-	if old, ok := l.d.ledger[id]; ok && old != digest {
+	if old, ok := l.d.ledger[id]; ok && old.digest != digest {
 		return fmt.Errorf("id %s was used for another release", id)
+	} else if !ok {
+		l.d.ledger[id] = entry{digest, l.d.ops()}
 	}
-	l.d.ledger[id] = digest
 	return nil
 }
 

@@ -42,6 +42,10 @@ func (u *Updater) Resume(ctx context.Context) error {
 	case Probation:
 		return u.probation(ctx)
 	case Committed:
+		// Who wrote it may have died before it was synced.
+		if err := u.p.Record.Save(record); err != nil {
+			return fmt.Errorf("commit slot %s: %w", u.running.Slot, err)
+		}
 		u.committed()
 		_ = u.cleanUp(ctx)
 	case Reverted, Skipped:

@@ -280,10 +280,11 @@ func (u *Updater) interrupted(ctx context.Context, rel release, err error) error
 		// Nothing is wrong with the release. With leave for the whole images it goes on.
 		return err
 	case permanent(err):
-		u.change(func(j *journal.Journal) {
+		// In one write: a release that is known to fail and still being installed would
+		// neither go on nor be reported.
+		u.conclude(transport.Failed, "install", "", err.Error(), func(j *journal.Journal) {
 			j.Fail(journal.Failure{Manifest: rel.digest, Version: rel.m.Version, Reason: err.Error()})
 		})
-		u.conclude(transport.Failed, "install", "", err.Error())
 	default:
 		return err
 	}
@@ -291,11 +292,14 @@ func (u *Updater) interrupted(ctx context.Context, rel release, err error) error
 	return err
 }
 
-// conclude ends the update in the journal and reports its verdict, once. What its programs
-// have to do about it is for cleanUp.
-func (u *Updater) conclude(result, reason, check, detail string) {
+// conclude ends the update in the journal, with what else has to be in it by then, and
+// reports its verdict, once. What its programs have to do about it is for cleanUp.
+func (u *Updater) conclude(result, reason, check, detail string, also ...func(*journal.Journal)) {
 	var last *journal.Verdict
 	u.change(func(j *journal.Journal) {
+		for _, f := range also {
+			f(j)
+		}
 		if j.Update == nil {
 			return
 		}

@@ -177,12 +177,13 @@ func (u *Updater) invalidate() error {
 	if err != nil {
 		return fmt.Errorf("boot record: %w", err)
 	}
-	// A confirmed copy that does not name the running slot would send a device whose
-	// other copies are lost into what is being overwritten; Save mends it.
-	if !next.Same(record) || record.Confirmed != u.running.Slot {
-		if err := u.p.Record.Save(next); err != nil {
-			return fmt.Errorf("boot record: %w", err)
-		}
+	// Also where the record says so already. Who wrote that may have died before it was
+	// synced, and what was read may come from a cache or from the wrong place: only what
+	// was written, synced and read back is known to be on the medium. And a confirmed copy
+	// that does not name the running slot would send a device whose other copies are lost
+	// into what is being overwritten; Save mends it.
+	if err := u.p.Record.Save(next); err != nil {
+		return fmt.Errorf("boot record: %w", err)
 	}
 	defer u.watch("erasing the record of slot "+string(u.spare()), stepTime).done()
 	d, err := u.p.Slots.Spare("root")

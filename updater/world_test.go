@@ -61,6 +61,7 @@ type world struct {
 	fleet    []mktrust.Signer
 	by       map[string]*made // version
 	names    map[manifest.Digest]string
+	verified sync.Map // of the envelopes that slots were found with, the release, nil if it is none
 }
 
 // variant is how a release differs from an ordinary one.

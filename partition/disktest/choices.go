@@ -8,13 +8,16 @@ import (
 
 // choices goes through fates for the pending sectors, of which the last inFlight
 // belong to a write that had not returned. Each slice is its own.
-func choices(list []pending, inFlight int, cut uint64, bounds Bounds) iter.Seq[[]fate] {
-	return func(yield func([]fate) bool) {
+func choices(list []pending, inFlight int, cut uint64, bounds Bounds) iter.Seq2[Class, []fate] {
+	return func(yield func(Class, []fate) bool) {
 		done := len(list) - inFlight
 		// Everything that had returned is on the medium, of the write in flight the
 		// first k sectors; then the sector under the head is destroyed too.
-		for k := done; k <= len(list); k++ {
-			if !yield(prefix(len(list), k)) {
+		if !yield(Between, prefix(len(list), done)) {
+			return
+		}
+		for k := done + 1; k <= len(list); k++ {
+			if !yield(Torn, prefix(len(list), k)) {
 				return
 			}
 		}
@@ -22,7 +25,7 @@ func choices(list []pending, inFlight int, cut uint64, bounds Bounds) iter.Seq[[
 			for _, f := range []fate{noise, unreadable} {
 				fates := prefix(len(list), k)
 				fates[k] = f
-				if !yield(fates) {
+				if !yield(Destroyed, fates) {
 					return
 				}
 			}
@@ -30,24 +33,78 @@ func choices(list []pending, inFlight int, cut uint64, bounds Bounds) iter.Seq[[
 		if bounds.InOrder || len(list) == 0 {
 			return
 		}
-		if !yield(prefix(len(list), 0)) {
+		for fates := range scattered(len(list), done, cut, bounds) {
+			if !yield(Scattered, fates) {
+				return
+			}
+		}
+		if !yield(Lost, prefix(len(list), 0)) {
 			return
 		}
 		for fates := range byWrite(list, bounds.Writes) {
-			if !yield(fates) {
+			if !yield(Lost, fates) {
 				return
 			}
 		}
 		if len(list) <= bounds.Sectors {
 			for set := range uint64(1) << len(list) {
-				if !yield(subset(len(list), set)) {
+				if !yield(Lost, subset(len(list), set)) {
 					return
 				}
 			}
 		}
 		r := rand.New(rand.NewPCG(bounds.Seed, cut))
 		for i := range bounds.Samples {
-			if !yield(sample(list, r, i)) {
+			class := Lost
+			if i%2 == 1 {
+				class = Destroyed
+			}
+			if !yield(class, sample(list, r, i)) {
+				return
+			}
+		}
+	}
+}
+
+// scattered tears the write in flight, whose sectors begin at done, out of order: all
+// subsets of few sectors, else the first alone, the last alone, every other one, and
+// samples.
+func scattered(n, done int, cut uint64, bounds Bounds) iter.Seq[[]fate] {
+	return func(yield func([]fate) bool) {
+		inFlight := n - done
+		only := func(keep func(i int) bool) []fate {
+			fates := prefix(n, done)
+			for i := range inFlight {
+				if keep(i) {
+					fates[done+i] = kept
+				}
+			}
+			return fates
+		}
+		switch {
+		case inFlight < 2:
+			return
+		case inFlight <= bounds.Sectors:
+			for set := range uint64(1) << inFlight {
+				if !yield(only(func(i int) bool { return set&(1<<i) != 0 })) {
+					return
+				}
+			}
+			return
+		}
+		for _, keep := range []func(i int) bool{
+			func(i int) bool { return i == 0 },
+			func(i int) bool { return i == inFlight-1 },
+			func(i int) bool { return i%2 == 0 },
+			func(i int) bool { return i%2 == 1 },
+		} {
+			if !yield(only(keep)) {
+				return
+			}
+		}
+		r := rand.New(rand.NewPCG(bounds.Seed+1, cut))
+		for range bounds.Samples {
+			if !yield(only(func(int) bool { return r.IntN(2) == 0 })) {
 				return
 			}
 		}

@@ -1,9 +1,7 @@
 package disktest
 
 import (
-	"bytes"
 	"fmt"
-	"hash/maphash"
 	"iter"
 	"maps"
 	"math/rand/v2"
@@ -55,17 +53,52 @@ const (
 	unreadable fate = 'u'
 )
 
+// Class says what happened to a state beside the loss of power, for reports.
+type Class string
+
+// The classes of a cut. Where a state belongs to several, it counts for the first.
+const (
+	// Between is a cut between two operations, with all caches written back.
+	Between Class = "C1"
+	// Torn is a write of which the first sectors are there.
+	Torn Class = "C2"
+	// Scattered is a write of which any sectors are there.
+	Scattered Class = "C3"
+	// Lost is the loss of writes that nobody synced, in any order.
+	Lost Class = "C4"
+	// Destroyed is a cut that destroyed a sector: noise, or an error when it is read.
+	Destroyed Class = "C5"
+)
+
 // Crash is one state in which a power cut may have left the disks. It is valid
 // until the loop goes on.
 type Crash struct {
 	// Cut is the number of writes and syncs that were completed before the power
 	// failed; the one after it was in flight.
-	Cut int
+	Cut   int
+	Class Class
 
 	bench   *Bench
 	medium  *medium // what is durable; shared, not to be written
 	pending []pending
 	fates   []fate
+	differs []uint64 // by disk, what the fates add to the medium's sum
+}
+
+// Sum is a number for what a disk holds: disks with the same content have the same
+// one in the same process, whatever bench they are on, and others a different one
+// but for 1 in 2^64.
+func (c *Crash) Sum(disk int) uint64 { return c.medium.sums.disk[disk] + c.differs[disk] }
+
+// Pending is the number of writes that were neither synced nor in flight.
+func (c *Crash) Pending() int {
+	n, last := 0, -1
+	for _, p := range c.medium.pending {
+		if p.write != last {
+			n, last = n+1, p.write
+		}
+	}
+	return n
 }
 
 // String is the state on one line. Crashes of a bench that itself came from a
@@ -137,6 +170,7 @@ func (b *Bench) Crashes(bounds Bounds) iter.Seq[*Crash] {
 		b.mu.Unlock()
 		wanted := replayed(b.path)
 		medium := b.start()
+		medium.sums = newSums(b, log)
 		for cut := 0; cut <= last; cut++ {
 			if cut > 0 {
 				medium.apply(cut-1, log[cut-1])
@@ -144,7 +178,7 @@ func (b *Bench) Crashes(bounds Bounds) iter.Seq[*Crash] {
 			if cut < bounds.From {
 				continue
 			}
-			c := &Crash{Cut: cut, bench: b, medium: medium, pending: medium.pending}
+			c := &Crash{Cut: cut, bench: b, medium: medium, pending: medium.pending, differs: make([]uint64, len(b.disks))}
 			inFlight := 0 // sectors of the write that had not returned
 			if cut < len(log) && log[cut].Kind == Write {
 				list := log[cut].pending(cut)
@@ -154,6 +188,7 @@ func (b *Bench) Crashes(bounds Bounds) iter.Seq[*Crash] {
 			if wanted != "" {
 				if fates, ok := parse(wanted, cut, len(c.pending)); ok {
 					c.fates = fates
+					medium.sums.differ(c)
 					yield(c)
 					return
 				}
@@ -172,50 +207,20 @@ func (b *Bench) Crashes(bounds Bounds) iter.Seq[*Crash] {
 // visit yields the states of one cut.
 func visit(c *Crash, inFlight int, bounds Bounds, yield func(*Crash) bool) bool {
 	seen := make(map[uint64]bool)
-	seed := maphash.MakeSeed()
-	for fates := range choices(c.pending, inFlight, uint64(c.Cut), bounds) {
-		key := c.key(seed, fates)
+	for class, fates := range choices(c.pending, inFlight, uint64(c.Cut), bounds) {
+		c.Class, c.fates = class, fates
+		c.medium.sums.differ(c)
+		var key uint64
+		for disk, sum := range c.differs {
+			key += mix(disk, 0, sum)
+		}
 		if seen[key] {
 			continue
 		}
 		seen[key] = true
-		c.fates = fates
 		if !yield(c) {
 			return false
 		}
 	}
 	return true
-}
-
-// key tells states apart by what the disks hold.
-func (c *Crash) key(seed maphash.Seed, fates []fate) uint64 {
-	type place struct {
-		disk   int
-		sector int64
-	}
-	result := make(map[place][]byte)
-	for i, f := range fates {
-		if f == old {
-			continue
-		}
-		p := c.pending[i]
-		b := content(p, f)
-		if f == unreadable {
-			b = nil
-		}
-		result[place{p.disk, p.sector}] = b
-	}
-	var sum uint64 // the sum does not depend on the order of the map
-	for at, b := range result {
-		if b != nil && bytes.Equal(b, c.medium.durable[at.disk][at.sector*Sector:(at.sector+1)*Sector]) {
-			continue
-		}
-		var h maphash.Hash
-		h.SetSeed(seed)
-		maphash.WriteComparable(&h, at)
-		h.Write(b)
-		maphash.WriteComparable(&h, len(b))
-		sum += h.Sum64()
-	}
-	return sum
 }

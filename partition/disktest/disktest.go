@@ -33,14 +33,13 @@
 // samples where there are more.
 //
 // With [Disk.Inject] an operation fails with an error, once or for good, a read
-// flips a bit, a Sync lies. A failed Sync behaves as Linux does: part of what
+// flips a bit or goes astray, a Sync lies, any of them takes its time. A failed Sync behaves as Linux does: part of what
 // was pending is lost, the cache goes on showing it, and the next Sync succeeds.
 //
 // # What it does not do
 //
 // Sectors that were synced never change by themselves, except by [Disk.Flip].
-// Erase blocks, wear and misdirected writes are not modelled. Reads are not
-// recorded.
+// Erase blocks, wear and misdirected writes are not modelled.
 package disktest
 
 import (
@@ -48,6 +47,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 )
 
@@ -90,6 +90,9 @@ type Bench struct {
 	log   []Op
 	cutAt int    // 0: never
 	dead  bool   // the last operation of the log was in flight
+	off   bool   // nothing is in flight, and nothing is done any more
+	calm  bool   // faults do not happen
+	seen  []int  // disks in the order in which they were read first
 	path  string // the crashes that led here
 }
 
@@ -152,6 +155,22 @@ func (b *Bench) CutAt(n int) {
 	b.cutAt = n
 }
 
+// Halt ends everything now, as a reset does: what follows fails with ErrPower.
+func (b *Bench) Halt() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.off = true
+}
+
+// Seen returns the disks that were read since the bench was made, in the order in
+// which they were read first. Code that depends on nothing else does the same for all
+// states in which these disks have the same [Crash.Sum].
+func (b *Bench) Seen() []int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.seen)
+}
+
 // Cut says whether the cut that CutAt set has happened; if not, the code under
 // test had fewer operations, and a loop over n is done.
 func (b *Bench) Cut() bool {
@@ -168,12 +187,12 @@ func (b *Bench) Revive() {
 	if b.dead {
 		b.log = b.log[:len(b.log)-1]
 	}
-	b.dead, b.cutAt = false, 0
+	b.dead, b.off, b.cutAt = false, false, 0
 }
 
 // begin counts a write or sync; false means that there is no power.
 func (b *Bench) begin(op Op) bool {
-	if b.dead {
+	if b.dead || b.off {
 		return false
 	}
 	b.log = append(b.log, op)
@@ -200,7 +219,7 @@ type Disk struct {
 func (d *Disk) Bench() *Bench { return d.bench }
 
 // Size returns the size in bytes.
-func (d *Disk) Size() int64 { return int64(len(d.view)) }
+func (d *Disk) Size() int64 { return int64(len(d.base)) }
 
 // Bytes returns a copy of what reads see.
 func (d *Disk) Bytes() []byte {
@@ -218,15 +237,24 @@ func (d *Disk) ReadMedium(p []byte, off int64) (int, error) { return d.read(p, o
 func (d *Disk) read(p []byte, off int64, medium bool) (int, error) {
 	d.bench.mu.Lock()
 	defer d.bench.mu.Unlock()
-	if d.bench.dead {
+	if d.bench.dead || d.bench.off {
 		return 0, ErrPower
 	}
 	if off < 0 {
 		return 0, fmt.Errorf("disktest: read at %d", off)
 	}
+	if !slices.Contains(d.bench.seen, d.index) {
+		d.bench.seen = append(d.bench.seen, d.index)
+	}
 	fault := d.fault(Read)
+	if d.bench.off {
+		return 0, ErrPower
+	}
 	if fault != nil && fault.Err != nil {
 		return 0, fault.Err
+	}
+	if fault != nil && fault.Astray != 0 && off+fault.Astray >= 0 && off+fault.Astray+int64(len(p)) <= d.Size() {
+		off += fault.Astray
 	}
 	if off >= int64(len(d.view)) {
 		return 0, io.EOF
@@ -241,7 +269,7 @@ func (d *Disk) read(p []byte, off int64, medium bool) (int, error) {
 			copy(p[from-off:n], old[from-s*Sector:])
 		}
 	}
-	if fault != nil && n > 0 {
+	if fault != nil && fault.Astray == 0 && fault.Delay == 0 && n > 0 {
 		bit := fault.Flip % int64(n*8)
 		p[bit/8] ^= 1 << (bit % 8)
 	}
@@ -259,12 +287,12 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 		return 0, fmt.Errorf("disktest: write %d bytes at %d of %d", len(p), off, len(d.view))
 	}
 	var failed error
-	if fault := d.fault(Write); fault != nil {
+	if fault := d.fault(Write); fault != nil && fault.Delay == 0 && !fault.Halt {
 		// An error in the middle: what came before it was taken.
 		p, failed = p[:len(p)/2/Sector*Sector], fault.Err
 	}
 	if len(p) == 0 {
-		if d.bench.dead {
+		if d.bench.dead || d.bench.off {
 			return 0, ErrPower
 		}
 		return 0, failed
@@ -302,6 +330,9 @@ func (d *Disk) Sync() error {
 	d.bench.mu.Lock()
 	defer d.bench.mu.Unlock()
 	fault := d.fault(Sync)
+	if fault != nil && (fault.Delay != 0 || fault.Halt) {
+		fault = nil
+	}
 	op := Op{Disk: d.index, Kind: Sync, lied: fault != nil && fault.Lie}
 	if fault != nil && !fault.Lie {
 		op.kept = d.lose(fault.Seed)

@@ -3,18 +3,22 @@ package disktest
 import (
 	"math/rand/v2"
 	"syscall"
+	"time"
 )
 
 var errUnreadable error = syscall.EIO
 
 // Fault is something that goes wrong other than the power.
 type Fault struct {
-	Op     Kind  // what fails
-	At     int   // which one, 1-based, counted from Inject
-	Sticky bool  // and all later ones of the kind too
-	Err    error // as syscall.EIO or syscall.ENOSPC; nil for the two that lie
-	Flip   int64 // of a Read without Err: the number of the bit that is wrong, modulo the length
-	Lie    bool  // of a Sync: nothing becomes durable, and nil is returned
+	Op     Kind          // what fails
+	At     int           // which one, 1-based, counted from Inject
+	Sticky bool          // and all later ones of the kind too
+	Err    error         // as syscall.EIO or syscall.ENOSPC; nil for the two that lie
+	Flip   int64         // of a Read without Err: the number of the bit that is wrong, modulo the length
+	Astray int64         // of a Read without Err: so many bytes from where it should be, if that is on the disk
+	Lie    bool          // of a Sync: nothing becomes durable, and nil is returned
+	Halt   bool          // nothing is done, nor anything after it (see Bench.Halt)
+	Delay  time.Duration // the operation takes so long, and nothing else is wrong with it
 	Seed   uint64
 
 	seen  int
@@ -55,6 +59,20 @@ func (d *Disk) Fired() bool {
 	return false
 }
 
+// Calm lets f use the disks of the bench without faults, and without counting for
+// them: it is the test that looks, not the code under test.
+func (b *Bench) Calm(f func()) {
+	set := func(on bool) bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		was := b.calm
+		b.calm = on
+		return was
+	}
+	defer set(set(true))
+	f()
+}
+
 // Heal takes all faults away; what they did stays.
 func (d *Disk) Heal() {
 	d.bench.mu.Lock()
@@ -74,7 +92,7 @@ func (d *Disk) Flip(off int64, bit int) {
 
 // fault returns the fault that happens to this operation, if any.
 func (d *Disk) fault(op Kind) *Fault {
-	if d.bench.dead {
+	if d.bench.dead || d.bench.off || d.bench.calm {
 		return nil
 	}
 	var hit *Fault
@@ -87,6 +105,15 @@ func (d *Disk) fault(op Kind) *Fault {
 			f.fired = true
 			hit = f
 		}
+	}
+	if hit != nil && hit.Halt {
+		d.bench.off = true
+	}
+	if hit != nil && hit.Delay > 0 {
+		// Not while others wait for the lock: a slow disk does not stop a clock.
+		d.bench.mu.Unlock()
+		time.Sleep(hit.Delay)
+		d.bench.mu.Lock()
 	}
 	return hit
 }

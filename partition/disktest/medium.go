@@ -11,12 +11,15 @@ type pending struct {
 	sector int64
 	data   []byte
 	write  int // index into the log
+	sum    uint64
+	noise  uint64 // of what it holds if it was destroyed; 0 until somebody asks
 }
 
 func (o Op) pending(index int) []pending {
 	list := make([]pending, o.sectors())
 	for s := range list {
-		list[s] = pending{disk: o.Disk, sector: o.Off/Sector + int64(s), data: o.Data[s*Sector : (s+1)*Sector], write: index}
+		data := o.Data[s*Sector : (s+1)*Sector]
+		list[s] = pending{disk: o.Disk, sector: o.Off/Sector + int64(s), data: data, write: index, sum: contentOf(data)}
 	}
 	return list
 }
@@ -26,6 +29,7 @@ type medium struct {
 	durable [][]byte
 	bad     []map[int64]bool
 	pending []pending // in the order of the log
+	sums    *sums     // nil where nobody compares states
 }
 
 // start returns the media as they were when the log was empty.
@@ -54,6 +58,9 @@ func (m *medium) apply(index int, op Op) {
 			if op.kept == nil || op.kept[n] {
 				copy(m.durable[p.disk][p.sector*Sector:], p.data)
 				delete(m.bad[p.disk], p.sector)
+				if m.sums != nil {
+					m.sums.settle(p)
+				}
 			}
 			n++
 		}

@@ -1,0 +1,304 @@
+package updater
+
+import (
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/bootctl/boottest"
+	"github.com/tandem-ota/tandem/bootctl/grubenv"
+	"github.com/tandem-ota/tandem/partition/disktest"
+)
+
+// The classes of faults beside those of a cut alone (disktest.Class).
+const (
+	Lying    disktest.Class = "C6"  // a flush that lies
+	Failing  disktest.Class = "C7"  // EIO, ENOSPC and short writes, once and for good
+	Misread  disktest.Class = "C8"  // flipped bits and reads that go astray
+	Shape    disktest.Class = "C9"  // partitions of another size, or read-only
+	Slow     disktest.Class = "C10" // operations of minutes
+	Compound disktest.Class = "C11" // a second fault during recovery
+)
+
+// explorer goes through the states in which a device may be left, and counts them.
+// A state counts when it was looked at, or when everything that looking reads is the
+// same as in one that was.
+type explorer struct {
+	quick bool   // go through a little of everything
+	share uint32 // of the states of data, one of so many is gone through to the end
+
+	mu        sync.Mutex
+	cuts      map[disktest.Class]int
+	evaluated int // looked at
+	equal     int // shown equal to one that was
+	resumed   int // gone through to the end
+	most      int // writes that were pending at once
+}
+
+func newExplorer() *explorer {
+	e := &explorer{share: 8, cuts: map[disktest.Class]int{}}
+	if os.Getenv("TANDEM_EXPLORE") == "" {
+		e.quick, e.share = true, 2000
+	}
+	return e
+}
+
+// known are the states that were looked at, by what looking read: a disk, then by what
+// it holds the next one that is read, until nothing more is.
+//
+// Looking depends on nothing but disks (and on mode, for which there is one of these),
+// so what it reads next follows from what it has read.
+type known struct {
+	end  bool // this is all that was read
+	disk int
+	then map[uint64]*known
+}
+
+// has tells whether looking at c would read what it has read before.
+func (k *known) has(c *disktest.Crash) bool {
+	for k != nil && !k.end {
+		k = k.then[c.Sum(k.disk)]
+	}
+	return k != nil
+}
+
+// add notes that looking at c read these disks, in this order.
+func (k *known) add(c *disktest.Crash, read []int) {
+	for _, disk := range read {
+		if k.then == nil {
+			k.disk, k.then = disk, map[uint64]*known{}
+		}
+		if k.end || k.disk != disk {
+			panic("the same content was read in another order: looking depends on more than disks")
+		}
+		next := k.then[c.Sum(disk)]
+		if next == nil {
+			next = &known{}
+			k.then[c.Sum(disk)] = next
+		}
+		k = next
+	}
+	k.end = true
+}
+
+// sound requires what must be so in every state that a device can be in, before any
+// program of it has run: a whole and signed system boots, and whatever else may boot
+// is one; a slot that the record calls good or gives a trial is one; each boot of a
+// trial has fewer left, and the last one is followed by the good slot.
+//
+// Where the medium has lied, a slot that is not whole may have been given its trial, or
+// be good. Verity does not let it start; what must boot then is the old system.
+func (d *device) sound(lied bool) {
+	env := d.disks[envDisk]
+	_, _ = env.ReadAt(make([]byte, 1), 0) // whoever reads it below reads past the log of reads
+	world := boottest.World{}
+	if lied {
+		for _, s := range []bootctl.Slot{bootctl.A, bootctl.B} {
+			if d.holds(s) == "" {
+				world.Broken = append(world.Broken, s)
+			}
+		}
+	}
+	if r, err := grubenv.Open(env).Load(); err == nil && !lied {
+		require.NotEmpty(d.t, d.holds(r.Good), "%s: slot %s is good and not whole: %s", d.state, r.Good, r)
+		if r.Trying != "" {
+			require.NotEmpty(d.t, d.holds(r.Trying), "%s: slot %s is on trial and not whole: %s", d.state, r.Trying, r)
+		}
+	}
+	for left := bootctl.MaxTries + 1; ; {
+		before := env.Bytes()
+		boot := boottest.GRUB(before, world)
+		for _, broken := range []bootctl.Slot{bootctl.A, bootctl.B} {
+			if s := boottest.GRUB(before, boottest.World{Broken: append(slices.Clone(world.Broken), broken)}).Slot; s != "" {
+				require.NotEmpty(d.t, d.holds(s), "%s: slot %s would boot if slot %s did not load, and is not whole", d.state, s, broken)
+			}
+		}
+		version := d.holds(boot.Slot)
+		require.NotEmpty(d.t, version, "%s: slot %q boots and is not whole; loader: %q", d.state, boot.Slot, boot.Lines)
+		d.write(boot.Env)
+		if !boot.Trial {
+			return
+		}
+		r, err := grubenv.Open(env).Load()
+		require.NoError(d.t, err, "%s", d.state)
+		require.Less(d.t, r.Tries, left, "%s: a boot of slot %s that does not count", d.state, boot.Slot)
+		require.Less(d.t, r.Tries, d.w.by[version].m.Trial.Tries, "%s: slot %s has more tries than its manifest gives it", d.state, boot.Slot)
+		left = r.Tries
+	}
+}
+
+// look goes through the states that a cut may have left of what d did so far, as far as
+// they can be told before a program runs, and counts them as class, or as what they are.
+func (e *explorer) look(d *device, k *known, class disktest.Class, bounds disktest.Bounds, visit func(*disktest.Crash)) {
+	cuts, evaluated, equal, most := map[disktest.Class]int{}, 0, 0, 0
+	for c := range d.disks[0].Bench().Crashes(bounds) {
+		count := class
+		if count == "" {
+			count = c.Class
+		}
+		cuts[count]++
+		most = max(most, c.Pending())
+		if k.has(c) {
+			equal++
+		} else {
+			evaluated++
+			n := onDisks(d.t, c.Disks())
+			n.state = strings.TrimPrefix(d.state+"; "+c.String(), "; ")
+			n.sound(class == Lying)
+			k.add(c, n.disks[0].Bench().Seen())
+		}
+		if visit != nil {
+			visit(c)
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for c, n := range cuts {
+		e.cuts[c] += n
+	}
+	e.evaluated, e.equal, e.most = e.evaluated+evaluated, e.equal+equal, max(e.most, most)
+}
+
+// stayed requires that nothing was written but the spare slot, the boot record and the
+// journal: what the log does not write is the same in every state of it.
+func (d *device) stayed() {
+	at := 0
+	for i, op := range d.disks[0].Bench().Log() {
+		for at+1 < len(d.ran) && d.ran[at+1].ops <= i {
+			at++
+		}
+		if op.Kind != disktest.Write || op.Disk == envDisk || op.Disk == dataDisk || len(d.ran) == 0 || i < d.ran[0].ops {
+			continue
+		}
+		spare := []int{bootB, rootB}
+		if d.ran[at].runs == bootctl.B {
+			spare = []int{bootA, rootA}
+		}
+		require.Contains(d.t, spare, op.Disk, "%s: operation %d writes %d bytes at %d of the running slot %s", d.state, i, len(op.Data), op.Off, d.ran[at].runs)
+	}
+}
+
+// chosen tells whether a state is gone through to the end. Where all of its pending
+// sectors belong to records and journals, every state that few sectors can be in is;
+// of data, the simplest of each cut and one of share.
+func (e *explorer) chosen(c *disktest.Crash, nth int, name string) bool {
+	if replaying || nth == 1 || nth <= 3 && !e.quick {
+		return true
+	}
+	h := fnv.New32a()
+	fmt.Fprint(h, name, c.Cut, nth)
+	return h.Sum32()%e.share == 0
+}
+
+// explore cuts the story at every disk operation, looks at every state that it may
+// leave, and takes some of them to the end; and looks at every state in which a cut of
+// that may leave the device, and takes one of these to the end; and so once more.
+func (e *explorer) explore(t *testing.T, name string, s story, l loss) {
+	d := s.begin(t)
+	s.ends(d, s.tell(d), nothing)
+	d.stayed()
+	var k known
+	cut, nth, resumed := -1, 0, 0
+	bounds := disktest.Bounds{Samples: 64, Writes: 6, Sectors: 9}
+	if l != nothing {
+		bounds = disktest.Bounds{Samples: 2, Writes: 3, Sectors: 4}
+	}
+	count := e
+	if l != nothing {
+		// Without its records a device may be worse off than sound allows before its
+		// program runs; the states themselves were looked at in the other stories.
+		count = &explorer{cuts: map[disktest.Class]int{}}
+	}
+	visit := func(c *disktest.Crash) {
+		if c.Cut != cut {
+			cut, nth = c.Cut, 0
+		}
+		if nth++; !e.chosen(c, nth, name) {
+			return
+		}
+		resumed++
+		n := d.after(c)
+		n.lose(l)
+		n.unlucky(resumed)
+		s.ends(n, s.tell(n), l)
+		n.stayed()
+		if l == nothing && !strings.ContainsAny(n.fates, "xu") {
+			// What was durable is not downloaded again: at most one checkpoint, the frame
+			// around it, the table of frames and the lists of leaves.
+			require.LessOrEqual(t, d.movedAt(c.Cut)+n.moved, d.moved+every+2*leaf+4096, "%s", n.state)
+		}
+		resumed += e.again(n, s, l, &k, resumed, 2)
+	}
+	count.look(d, &k, "", bounds, visit)
+	e.mu.Lock()
+	e.resumed += resumed
+	e.mu.Unlock()
+	t.Logf("%d operations, %d states taken to the end", d.ops(), resumed)
+}
+
+// unlucky makes something else go wrong beside the power, by turns: the metadata that
+// the device had stored is gone, or its clock is.
+func (d *device) unlucky(number int) {
+	switch number % 4 {
+	case 1:
+		d.tuf = memoryStore{}
+	case 2:
+		d.jump = 30 * 365 * 24 * time.Hour
+	case 3:
+		d.jump = -56 * 365 * 24 * time.Hour
+	}
+}
+
+// again cuts a recovery: it looks at every state that may leave, takes one of them to
+// the end, and cuts that, until depth is reached. It returns how many it took.
+func (e *explorer) again(d *device, s story, l loss, k *known, number, depth int) (resumed int) {
+	log := d.disks[0].Bench()
+	if l == nothing {
+		e.look(d, k, Compound, disktest.Bounds{Samples: 2, Writes: 3, Sectors: 3}, nil)
+	}
+	if depth > 3 {
+		return 0
+	}
+	at, n := (number*37)%(log.Ops()+1), 0
+	for c := range log.Crashes(disktest.Bounds{Samples: 1, Writes: 2, Sectors: 2, From: at}) {
+		if c.Cut > at && !replaying {
+			break
+		}
+		if n++; !replaying && n != 1+number%7 && !(n == 1 && number%3 == 0) {
+			continue
+		}
+		m := d.after(c)
+		m.lose(l)
+		s.ends(m, s.tell(m), l)
+		m.stayed()
+		resumed++
+		if number%5 == 0 {
+			resumed += e.again(m, s, l, k, number/5, depth+1)
+		}
+	}
+	return resumed
+}
+
+// publish prints what was gone through, and requires as much as was promised.
+func (e *explorer) publish(t *testing.T) {
+	total := 0
+	for _, class := range slices.Sorted(maps.Keys(e.cuts)) {
+		total += e.cuts[class]
+		t.Logf("%-4s %9d", class, e.cuts[class])
+		t.Attr("cuts-"+strings.ToLower(string(class)), strconv.Itoa(e.cuts[class]))
+	}
+	for key, n := range map[string]int{"cuts": total, "cuts-evaluated": e.evaluated, "cuts-equal": e.equal, "cuts-classes": e.evaluated, "cuts-resumed": e.resumed, "cuts-depth": 4, "cuts-violations": 0, "cuts-pending-writes": e.most} {
+		t.Attr(key, strconv.Itoa(n))
+	}
+	t.Logf("%d cuts: %d looked at, %d shown equal to one of these; %d taken to the end", total, e.evaluated, e.equal, e.resumed)
+}
