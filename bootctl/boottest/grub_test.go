@@ -74,6 +74,7 @@ func vectors() []vector {
 		{"newer copy has a wrong check word", env(fresh, put(copy1, both, 2), replace(copy0, "check=", "check=f")), World{}, 1},
 		{"copy of a later version", env(fresh, put(copy1, trial, 2), replace(copy0, "tandem=1", "tandem=2")), World{}, 2},
 		{"both copies are zero", env(trial, fill(copy0, 0), fill(copy1, 0)), World{}, 1},
+		{"both copies are zero, b was confirmed", env(committed, fill(copy0, 0), fill(copy1, 0)), World{}, 1},
 		{"both copies are zero, confirmed does not load", env(trial, fill(copy0, 0), fill(copy1, 0)), World{Broken: a}, 1},
 		{"nothing is readable", env(trial, fill(copy0, 0), fill(copy1, 0), fill(confirmed, 0)), World{}, 1},
 		{"nothing is readable and a does not load", env(trial, fill(copy0, 0), fill(copy1, 0), fill(confirmed, 0)), World{Broken: a}, 1},
