@@ -40,7 +40,7 @@ var scores = []scored{
 	{"partition/verity", []string{"./partition/verity"}},
 	{"updater", []string{
 		"./updater -test.skip=PowerCut$|^TestDiskFails$|^TestProgramKilled$",
-		"./updater -test.run=^TestProgramKilled$|^TestUpdatePowerCut$/^by_deltas|^TestRevertPowerCut$/^checks_fail$",
+		"./updater -test.run=^TestProgramKilled$|^TestExplorer$/^cut$/^by_deltas|^TestExplorer$/^cut$/^checks_fail$",
 	}},
 }
 
