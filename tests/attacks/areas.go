@@ -11,5 +11,6 @@ func all() []Attack {
 		statementAttacks,
 		deltaAttacks,
 		indexAttacks,
+		releaseAttacks,
 	)
 }

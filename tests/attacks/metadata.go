@@ -439,9 +439,9 @@ func told(name, input string, want error, threats []string, stories ...story) At
 			}
 			u := must(d.on())
 			for _, files := range t.seen[:len(t.seen)-1] {
-				must(u.CheckRelease(background, &source{release: next, files: files}, updater.Options{Online: true}))
+				must(u.CheckRelease(background, &source{bundle: next, files: files}, updater.Options{Online: true}))
 			}
-			last := &source{release: next, files: t.seen[len(t.seen)-1]}
+			last := &source{bundle: next, files: t.seen[len(t.seen)-1]}
 			options := updater.Options{Online: !t.stick, Full: transport.FullGo}
 			if want == nil {
 				d.keep(running)

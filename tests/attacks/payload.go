@@ -107,7 +107,7 @@ func honest(literal []byte) []byte {
 
 // patched is a release whose only way to its only image is the blob. Whoever made it has
 // signed it.
-func patched(blob []byte, kind string) *release {
+func patched(blob []byte, kind string) *bundle {
 	r := theDesk().next.changed(func(m *manifest.Manifest) { m.Images = m.Images[:1] })
 	image := append(bytes.Clone(text), theDesk().first.images["boot"][16:]...)
 	r.images = map[string][]byte{"boot": image}
