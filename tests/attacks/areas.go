@@ -12,5 +12,9 @@ func all() []Attack {
 		deltaAttacks,
 		indexAttacks,
 		releaseAttacks,
+		clockAttacks,
+		raceAttacks,
+		diskAttacks,
+		sourceAttacks,
 	)
 }

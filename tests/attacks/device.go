@@ -243,11 +243,13 @@ func (d *device) ends(r *bundle) {
 }
 
 // takes requires that an honest source brings the device to the next release, whatever it
-// was offered before.
+// was offered before. What said that it failed may have gone far enough to be tried.
 func (d *device) takes(r *bundle) {
 	d.s.Helper()
 	d.s.Bubble(func() {
-		require.NoError(d.s, d.start().Install(background, d.source(r), updater.Options{Full: transport.FullGo}))
+		if u := d.start(); u.Running().Manifest.Version != r.m.Version {
+			require.NoError(d.s, u.Install(background, d.source(r), updater.Options{Full: transport.FullGo}))
+		}
 		d.ends(r)
 	})
 }
