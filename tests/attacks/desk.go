@@ -51,7 +51,8 @@ func must[T any](v T, err error) T {
 // desk holds the keys of everybody, the attacker's among them ("stranger"), and the
 // honest releases of the product.
 type desk struct {
-	keys map[string][]mktrust.Signer // by role
+	keys   map[string][]mktrust.Signer // by role
+	anchor []byte                      // the first root, as the system image carries it
 
 	first, old, next *bundle // what the running slot has, the spare one, and the update
 	epoch            *bundle // what a device runs whose floor is 2
@@ -78,6 +79,7 @@ var theDesk = sync.OnceValue(func() *desk {
 			d.keys[role] = append(d.keys[role], must(mktrust.FromCrypto(must(mktrust.NewKey(mktrust.Ed25519)))))
 		}
 	}
+	d.anchor = d.repository().files["1.root.json"]
 	d.old = d.release("0.9.0", 9, nil)
 	d.first = d.release("1.0.0", 10, nil)
 	d.next = d.release("2.0.0", 20, d.first)

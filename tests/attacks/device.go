@@ -186,7 +186,7 @@ func (d *device) on() (*updater.Updater, error) {
 			held, _ = manifest.Parse(payload)
 		}
 	}
-	client, err := trust.Open(d.trust, d.desk.repository().files["1.root.json"])
+	client, err := trust.Open(d.trust, d.desk.anchor)
 	if err != nil {
 		return nil, err
 	}
