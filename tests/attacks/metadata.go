@@ -147,6 +147,12 @@ var metadataAttacks = []Attack{
 		old := maps.Clone(t.files)
 		t.later().show()
 		t.files = old
+	}, func(t *tale) {
+		// The same snapshot, of which a newer timestamp has spoken.
+		old := maps.Clone(t.files)
+		t.timestamp["version"] = 2
+		t.publish()
+		t.show().files = old
 	}),
 	told("rollback-of-the-snapshot", "an old snapshot, by whoever has stolen the key on line", trust.ErrRollback, []string{tufRollback, tufKeys}, func(t *tale) {
 		t.later().show()
