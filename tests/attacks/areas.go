@@ -11,5 +11,11 @@ func all() []Attack {
 		statementAttacks,
 		deltaAttacks,
 		recordAttacks,
+		indexAttacks,
+		releaseAttacks,
+		clockAttacks,
+		raceAttacks,
+		diskAttacks,
+		sourceAttacks,
 	)
 }

@@ -107,7 +107,7 @@ func honest(literal []byte) []byte {
 
 // patched is a release whose only way to its only image is the blob. Whoever made it has
 // signed it.
-func patched(blob []byte, kind string) *release {
+func patched(blob []byte, kind string) *bundle {
 	r := theDesk().next.changed(func(m *manifest.Manifest) { m.Images = m.Images[:1] })
 	image := append(bytes.Clone(text), theDesk().first.images["boot"][16:]...)
 	r.images = map[string][]byte{"boot": image}
@@ -137,6 +137,38 @@ func (s *Scene) applies(offers func(offer func(blob []byte, format string, args 
 		}
 	})
 	return nil
+}
+
+// apply makes the image of a patch without a device, and requires that nothing is written
+// beside it.
+func apply(blob []byte) error {
+	old := theDesk().first.images["boot"]
+	p, err := delta.Open(bytes.NewReader(blob), int64(len(blob)), delta.Limits{Memory: memory, Size: bootSize})
+	if err != nil {
+		return err
+	}
+	if base, _ := p.Base(); base != sha256.Sum256(old) || p.BaseSize() != bootSize {
+		return delta.ErrBase // the caller's part, by the package's doc
+	}
+	dst, check := guarded()
+	f := p.Frame(0)
+	err = p.Decode(0, blob[f.Blob:f.Blob+f.BlobLength], delta.Sources{Old: bytes.NewReader(old)}, dst)
+	if check(); err == nil && !bytes.Equal(dst, append(bytes.Clone(text), old[16:]...)) {
+		return updater.ErrMismatch // as the leaves would say
+	}
+	return err
+}
+
+// guarded is room for the boot image, and what finds out whether anything was written
+// beside it.
+func guarded() (dst []byte, check func()) {
+	const margin = 16
+	room := bytes.Repeat([]byte{0xaa}, bootSize+2*margin)
+	return room[margin : margin+bootSize : margin+bootSize], func() {
+		if beside := append(bytes.Clone(room[:margin]), room[margin+bootSize:]...); !bytes.Equal(beside, bytes.Repeat([]byte{0xaa}, 2*margin)) {
+			panic("written beside the image")
+		}
+	}
 }
 
 // patches is a case of blobs that a device is to apply.
@@ -190,7 +222,11 @@ var deltaAttacks = []Attack{
 				for bit := range len(blob) * 8 {
 					bad := bytes.Clone(blob)
 					bad[bit/8] ^= 1 << (bit % 8)
-					offer(bad, "bit %d", bit)
+					if bit%9 == 0 { // a device takes as long as a hundred decoders
+						offer(bad, "bit %d", bit)
+					} else {
+						s.Variant(apply(bad), "bit %d, without a device", bit)
+					}
 				}
 			})
 		},
@@ -340,11 +376,13 @@ var deltaAttacks = []Attack{
 		Run: func(s *Scene) error {
 			// Without the checksum, which would notice nearly all of them first.
 			whole := compress(text, 1<<20, zstd.WithEncoderCRC(false))
+			another := must(zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(delta.MaxWindow), zstd.WithDecodeAllCapLimit(true)))
+			defer another.Close()
 			return s.applies(func(offer func([]byte, string, ...any)) {
 				for bit := range len(whole) * 8 {
 					bad := bytes.Clone(whole)
 					bad[bit/8] ^= 1 << (bit % 8)
-					if !bytes.Equal(unpack(bad), text) { // a flag of the format may mean nothing
+					if got, err := another.DecodeAll(bad, make([]byte, 0, len(text))); err != nil || !bytes.Equal(got, text) { // a flag of the format may mean nothing
 						offer(around(honest(packed(16, bad))).bytes(), "bit %d", bit)
 					}
 				}
@@ -359,7 +397,6 @@ var deltaAttacks = []Attack{
 			honest(packed(16, block(7, 0, 0))),                                                   // a reserved kind of block
 			honest(packed(16, block(5, 0, 0))),                                                   // a packed block of nothing
 			honest(packed(16, block(0xfd, 0xff, 0xff))),                                          // a packed block of 2 MiB
-			honest(packed(16, block(0x83, 0, 0, 7))),                                             // 16 sevens, as a run of a kind that is none
 			honest(packed(16, block(0x80, 0, 0, 1, 2, 3))),                                       // not the last, and cut
 			honest(packed(16, []byte{0x28, 0xb5, 0x2f, 0xfd, 0x23, 1, 2, 3, 4, 16, 0x81, 0, 0})), // a dictionary
 			honest(packed(15, compress(text, 1<<20))), honest(packed(17, compress(text, 1<<20))), honest(packed(16, append(compress(text, 1<<20), compress(text, 1<<20)...))),
@@ -436,17 +473,6 @@ func compress(b []byte, window int, options ...zstd.EOption) []byte {
 		panic(err)
 	}
 	return out.Bytes()
-}
-
-// unpack is what another reader makes of a stream; nil if nothing.
-func unpack(b []byte) []byte {
-	d := must(zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(delta.MaxWindow)))
-	defer d.Close()
-	out, err := d.DecodeAll(b, nil)
-	if err != nil {
-		return nil
-	}
-	return out
 }
 
 // onTheWay is a case of a mirror that changes what it hands out. Another mirror makes up

@@ -165,7 +165,7 @@ var statementAttacks = []Attack{
 		Run: func(s *Scene) error {
 			desk := theDesk()
 			d := s.device(desk.first, desk.old).keep(running, spare, record, memo, tuf)
-			return d.hears(&source{release: desk.next}, time.Hour, desk.statement(desk.order(desk.next, 7)))
+			return d.hears(&source{bundle: desk.next}, time.Hour, desk.statement(desk.order(desk.next, 7)))
 		},
 	},
 	{
