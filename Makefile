@@ -8,8 +8,10 @@ PAIRS ?=
 SLOW ?=
 RUN ?=
 SCORE ?=
+FUZZTIME ?= 60s
+TARGET ?=
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit explore stories long lint size bench-delta mutants image clean
+.PHONY: help setup demo test unit explore stories long fuzz lint size bench-delta mutants image clean
 
 # The go command of the version in go.mod, fetched if the machine has none; as a
 # name on PATH, because tests and factory call it too.
@@ -44,6 +46,9 @@ stories: setup  ## the stories only (STORY=name for one)
 long: setup  ## five power cuts during an update of Debian; 100,000 damaged deltas, 2,000 broken links
 	TANDEM_LONG=1 $(go) test -v -count=1 -timeout 40m -run 'TestCompressedCorruption|TestInterruptedAnywhere' ./updater/delta/mkdelta ./updater
 	TANDEM_LONG=1 $(go) test -v -count=1 -timeout 80m -run 'TestLong/$(STORY)' ./tests
+
+fuzz: setup  ## every fuzz target for FUZZTIME (60s): about 40 minutes; TARGET=journal.FuzzParse for one
+	@FUZZTIME="$(FUZZTIME)" TARGET="$(TARGET)" .ci/fuzz.sh
 
 lint: setup  ## form, vet, and the rules of this tree
 	@.ci/lint.sh

@@ -1,7 +1,9 @@
 package bootreport
 
 import (
+	"bytes"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strings"
@@ -159,16 +161,29 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// Whatever is in the file, reading it neither panics nor invents bytes.
+// Whatever is in the file, with right sums or wrong ones: reading it neither panics nor
+// invents an event, and an end is found for whatever boot it speaks of.
 func FuzzParse(f *testing.F) {
 	path := filepath.Join(f.TempDir(), "attempts")
 	_ = Append(path, Attempt{BootID: "1", Slot: "a", Stage: StageStarted})
 	log, _ := os.ReadFile(path)
 	f.Add(log)
 	f.Add([]byte("00000000 {}\n"))
+	f.Add([]byte(`{"boot_id":"1","slot":"b","stage":"started"}` + "\n" +
+		`{"boot_id":"1","slot":"b","manifest":"m","stage":"switched"}` + "\n" + `{"boot_id":"2","slot":"a","stage":"started","bootstatus":32}` + "\n"))
 	f.Fuzz(func(t *testing.T, log []byte) {
-		for _, a := range parse(log) {
-			Explain([]Attempt{a}, a.Slot, a.Manifest)
+		parse(log)
+		var sealed []byte
+		lines := 0
+		for line := range bytes.Lines(log) {
+			line = bytes.TrimSuffix(line, []byte("\n"))
+			sealed = fmt.Appendf(sealed, "%08x %s\n", crc32.Checksum(line, castagnoli), line)
+			lines++
+		}
+		all := parse(sealed)
+		require.LessOrEqual(t, len(all), lines)
+		for _, a := range all {
+			Explain(all, a.Slot, a.Manifest)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/trust/strictjson"
 )
 
 // Defaults of Config.
@@ -157,6 +159,20 @@ type Provision struct {
 	Budget     int64    `json:"budget,omitempty"` // bytes
 }
 
+func parseProvision(data []byte) (Provision, error) {
+	var p Provision
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&p); err != nil {
+		return Provision{}, err
+	}
+	// The decoder takes the last of two equal keys, and ignores what follows.
+	if err := strictjson.Check(data, strictjson.Rules{Size: maxPEMFile, Depth: 3, PlainKeys: true}); err != nil {
+		return Provision{}, err
+	}
+	return p, nil
+}
+
 // Load reads the provisioning folder of a device: id, mqtt.json, ca.pem and,
 // if there is a certificate, client.pem and client-key.pem. An error that wraps
 // fs.ErrNotExist means that the device was not provisioned.
@@ -173,10 +189,8 @@ func Load(dir string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	var p Provision
-	dec := json.NewDecoder(strings.NewReader(string(data)))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&p); err != nil {
+	p, err := parseProvision(data)
+	if err != nil {
 		return Config{}, fmt.Errorf("%w: %s: %w", ErrConfig, filepath.Join(dir, FileMQTT), err)
 	}
 	t, floor, err := loadTLS(dir)

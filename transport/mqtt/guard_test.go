@@ -75,3 +75,41 @@ func TestGuardRefusesOverlongLength(t *testing.T) {
 	_, err := io.Copy(io.Discard, newGuard(&feed{data: []byte{0x30, 0x80, 0x80, 0x80, 0x80, 0x01}, step: 6}, 1<<30))
 	require.ErrorIs(t, err, ErrPacketTooLarge)
 }
+
+// Whatever a broker sends, in whatever pieces: the guard passes on no packet that is
+// larger than the limit, and what it passes on, paho's parser takes or refuses without
+// asking for more memory than that.
+func FuzzGuard(f *testing.F) {
+	var stream bytes.Buffer
+	p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
+	p.Qos, p.MessageID, p.TopicName, p.Payload = 1, 7, "tandem/d/dev-1/want", []byte("{}")
+	require.NoError(f, p.Write(&stream))
+	for _, kind := range []byte{packets.Connack, packets.Suback, packets.Puback, packets.Pingresp} {
+		require.NoError(f, packets.NewControlPacket(kind).Write(&stream))
+	}
+	f.Add(stream.Bytes(), uint16(1))
+	f.Add([]byte{0x30, 0xff, 0xff, 0xff, 0x7f}, uint16(5))
+	f.Add([]byte{0x30, 0x80, 0x80, 0x80, 0x80, 0x01}, uint16(2))
+	f.Fuzz(func(t *testing.T, data []byte, step uint16) {
+		const most = 512
+		g := newGuard(&feed{data: data, step: max(1, int(step))}, most)
+		left := len(data)
+		for {
+			before := left
+			packet, err := packets.ReadPacket(io.TeeReader(g, counter{&left}))
+			if err != nil {
+				return
+			}
+			// At most 5 bytes of header.
+			require.LessOrEqual(t, before-left, most+5, "%s", packet)
+		}
+	})
+}
+
+// counter counts down.
+type counter struct{ left *int }
+
+func (c counter) Write(p []byte) (int, error) {
+	*c.left -= len(p)
+	return len(p), nil
+}

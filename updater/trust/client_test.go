@@ -302,3 +302,55 @@ func FuzzMetadata(f *testing.F) {
 		_, _ = trust.Open(memory{}, data)
 	})
 }
+
+// Whatever an envelope holds that was signed: a statement that is taken is for this
+// device, newer than the last one, and not expired.
+func FuzzStatement(f *testing.F) {
+	signers, keys := newSigners(f, 1, 1)
+	s := trust.Statement{Format: 1, Device: "dev-1", Counter: 5, Kind: "desired", Issued: today, Expires: today.Add(time.Hour), Body: []byte(`{"release":"x"}`)}
+	good, err := json.Marshal(s)
+	require.NoError(f, err)
+	f.Add(good)
+	later := today.Add(time.Minute)
+	s.NotBefore = &later
+	good, err = json.Marshal(s)
+	require.NoError(f, err)
+	f.Add(good)
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		data, err := mktrust.Seal(ctx, trust.StatementType, payload, signers...)
+		require.NoError(t, err)
+		got, err := trust.VerifyStatement(data, keys, "dev-1", later, 4)
+		if err != nil {
+			return
+		}
+		require.Equal(t, "dev-1", got.Device)
+		require.Greater(t, got.Counter, uint64(4))
+		require.False(t, later.After(got.Expires))
+		require.True(t, json.Valid(got.Body))
+		again, err := trust.ParseStatement(payload)
+		require.NoError(t, err)
+		require.Equal(t, got, again)
+	})
+}
+
+// Whatever is in a file of keys: a set that is taken has a threshold that it can meet, and
+// not by nobody.
+func FuzzKeySet(f *testing.F) {
+	for _, kind := range []string{mktrust.Ed25519, mktrust.ECDSA} {
+		k, err := mktrust.NewKey(kind)
+		require.NoError(f, err)
+		good, err := mktrust.KeySet(1, k.Public())
+		require.NoError(f, err)
+		f.Add(good)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		set, err := trust.ParseKeySet(data)
+		if err != nil {
+			return
+		}
+		require.NotEmpty(t, set.IDs())
+		envelope := []byte(`{"payloadType":"` + trust.ManifestType + `","payload":"","signatures":[]}`)
+		_, err = trust.Verify(envelope, trust.ManifestType, set)
+		require.Error(t, err)
+	})
+}

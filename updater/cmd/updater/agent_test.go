@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -77,6 +78,8 @@ func TestReadConfig(t *testing.T) {
 		"unknown owner":     {`{"board":"b","product":"p","watchdog":"me"}`, `"me"`},
 		"memory of nothing": {`{"board":"b","product":"p","memory_mib":-1}`, "memory_mib"},
 		"not JSON":          {`board: b`, "invalid character"},
+		"two in one":        {`{"board":"b","product":"p"}{"memory_mib":8}`, "something follows"},
+		"said twice":        {`{"board":"b","product":"p","board":"c"}`, "twice"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.NoError(t, os.WriteFile(path, []byte(c.text), 0o600))
@@ -92,6 +95,27 @@ func TestReadConfig(t *testing.T) {
 	}
 	_, err := readConfig(filepath.Join(t.TempDir(), "absent"))
 	require.ErrorIs(t, err, errNoDevice)
+}
+
+// Whatever is in device.json: what is taken is whole, within its bounds, and says
+// the same again.
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte(`{"board":"qemu-x86_64","product":"gateway"}`))
+	f.Add([]byte(`{"board":"b","product":"p","watchdog":"systemd","memory_mib":8,"checkpoint_mib":1,"max_attempts":3}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := parseConfig(data)
+		if err != nil {
+			return
+		}
+		require.True(t, json.Valid(data))
+		require.NotEmpty(t, c.Board)
+		require.True(t, c.MemoryMiB > 0 && c.MemoryMiB <= 1024 && c.CheckpointMiB > 0 && c.CheckpointMiB <= 64 && c.MaxAttempts > 0)
+		text, err := json.Marshal(c)
+		require.NoError(t, err)
+		again, err := parseConfig(text)
+		require.NoError(t, err)
+		require.Equal(t, c, again)
+	})
 }
 
 // Exit codes are a promise to scripts (the manual in main.go).

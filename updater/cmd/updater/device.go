@@ -30,6 +30,7 @@ import (
 	"github.com/tandem-ota/tandem/updater/external"
 	"github.com/tandem-ota/tandem/updater/health"
 	"github.com/tandem-ota/tandem/updater/trust"
+	"github.com/tandem-ota/tandem/updater/trust/strictjson"
 )
 
 const (
@@ -56,25 +57,45 @@ type config struct {
 	MaxAttempts   int    `json:"max_attempts,omitempty"`   // of one release that never gets to its trial; 5 if 0
 }
 
+// maxConfig bounds device.json, in bytes.
+const maxConfig = 64 << 10
+
 func readConfig(path string) (config, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return config{}, fmt.Errorf("%w: %w", errNoDevice, err)
 	}
 	defer f.Close()
-	d := json.NewDecoder(io.LimitReader(f, 64<<10))
+	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return config{}, err
+	}
+	c, err := parseConfig(data)
+	if err != nil {
+		return config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+func parseConfig(data []byte) (config, error) {
+	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	c := config{Watchdog: "agent", MemoryMiB: 24, CheckpointMiB: 4, MaxAttempts: 5}
 	if err := d.Decode(&c); err != nil {
-		return config{}, fmt.Errorf("%s: %w", path, err)
+		return config{}, err
+	}
+	// The decoder takes the last of two equal keys and stops at the end of the object:
+	// what comes after it, as of two files that were joined, would be ignored.
+	if err := strictjson.Check(data, strictjson.Rules{Size: maxConfig, Depth: 2, PlainKeys: true}); err != nil {
+		return config{}, err
 	}
 	switch {
 	case c.Board == "" || c.Product == "":
-		return config{}, fmt.Errorf("%s: board and product are needed", path)
+		return config{}, errors.New("board and product are needed")
 	case c.Watchdog != "agent" && c.Watchdog != "systemd":
-		return config{}, fmt.Errorf("%s: watchdog is %q, not agent or systemd", path, c.Watchdog)
+		return config{}, fmt.Errorf("watchdog is %q, not agent or systemd", c.Watchdog)
 	case c.MemoryMiB < 1 || c.MemoryMiB > 1024 || c.CheckpointMiB < 1 || c.CheckpointMiB > 64 || c.MaxAttempts < 1:
-		return config{}, fmt.Errorf("%s: memory_mib, checkpoint_mib or max_attempts out of bounds", path)
+		return config{}, errors.New("memory_mib, checkpoint_mib or max_attempts out of bounds")
 	}
 	return c, nil
 }
