@@ -6,8 +6,9 @@ SYSTEM ?= tiny
 STORY ?=
 PAIRS ?=
 SLOW ?=
+QUICK ?=
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit stories long lint size bench-delta image clean
+.PHONY: help setup demo test unit stories long lint size bench-delta proof image clean
 
 # The go command of the version in go.mod, fetched if the machine has none; as a
 # name on PATH, because tests and factory call it too.
@@ -39,6 +40,9 @@ stories: setup  ## the stories only (STORY=name for one)
 long: setup  ## five power cuts during an update of Debian; 100,000 damaged deltas, 2,000 broken links
 	TANDEM_LONG=1 $(go) test -v -count=1 -timeout 40m -run 'TestCompressedCorruption|TestInterruptedAnywhere' ./updater/delta/mkdelta ./updater
 	TANDEM_LONG=1 $(go) test -v -count=1 -timeout 80m -run 'TestLong/$(STORY)' ./tests
+
+proof: setup  ## one page of what was tested and what came of it: build/proof.html, .txt; hours (QUICK=1 for CI's sample)
+	$(go) run ./tests/cmd/proof $(if $(QUICK),-quick)
 
 lint: setup  ## form, vet, and the rules of this tree
 	@.ci/lint.sh

@@ -1,6 +1,10 @@
 package proof
 
-import "time"
+import (
+	"slices"
+	"strings"
+	"time"
+)
 
 // Run is one package whose tests the page is made of.
 type Run struct {
@@ -36,7 +40,6 @@ var runs = []Run{
 	{Package: "updater/cmd/updater", What: "the device program"},
 	{Package: "updater/delta", What: "deltas, whole and damaged"},
 	{Package: "updater/delta/blocks", What: "index payloads, whole and damaged"},
-	{Package: "updater/delta/leaves", What: "lists of leaves"},
 	{Package: "updater/delta/predict", What: "predicted addresses, hostile plans"},
 	{Package: "updater/delta/recode", What: "recoded streams, hostile ones"},
 	{Package: "updater/release", What: "releases as folders and archives"},
@@ -52,3 +55,11 @@ var runs = []Run{
 
 // storyPackage has the stories, of which only those run that requirements name.
 const storyPackage = "tests"
+
+// all is runs and the stories.
+func all() []Run {
+	return append(slices.Clone(runs), Run{
+		Package: storyPackage, What: "stories: whole devices in QEMU", Timeout: 90 * time.Minute,
+		Tests: "TestStories/^(" + strings.Join(storiesOf(requirements), "|") + ")$",
+	})
+}
