@@ -5,7 +5,7 @@
 //
 // `make proof` runs it after it has installed what it needs. -quick runs what CI runs, and
 // not all of what takes long; -packages runs some, to look at the page before hours have
-// passed. The exit code is 0 if all bars are met, 1 if not, 130 after Ctrl-C.
+// passed. The exit code is 0 if all bars are met, 1 if not.
 package main
 
 import (
@@ -22,16 +22,9 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	interrupted := ctx.Err() != nil
-	stop()
-	switch {
-	case err == nil || errors.Is(err, flag.ErrHelp):
-	case interrupted:
-		fmt.Fprintln(os.Stderr, "proof: interrupted")
-		os.Exit(130)
-	default:
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "proof:", err)
 		os.Exit(1)
 	}
