@@ -7,8 +7,10 @@ STORY ?=
 PAIRS ?=
 SLOW ?=
 QUICK ?=
+RUN ?=
+SCORE ?=
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit stories long lint size bench-delta proof image clean
+.PHONY: help setup demo test unit stories long lint size bench-delta mutants proof image clean
 
 # The go command of the version in go.mod, fetched if the machine has none; as a
 # name on PATH, because tests and factory call it too.
@@ -55,6 +57,9 @@ bench-delta: setup  ## deltas of Debian images beside xdelta3, bsdiff, zstd, cas
 	@mkdir -p build/bin
 	$(go) build -o build/bin/bench ./tests/bench
 	build/bin/bench -pairs "$(PAIRS)" $(if $(SLOW),-slow)
+
+mutants: setup  ## bugs put in on purpose, each of which a test has to notice (RUN=name for some); SCORE=60: so many random ones per package
+	$(go) run ./tests/mutants -run "$(RUN)" $(if $(SCORE),-random $(SCORE) -out build/mutation-score.json)
 
 image: setup  ## a disk image of the board qemu-x86_64 in build/image
 	$(go) build -o build/bin/tandem ./updater/cmd/tandem

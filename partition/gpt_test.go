@@ -335,3 +335,44 @@ func FuzzReadTable(f *testing.F) {
 		}
 	})
 }
+
+// stretched is a disk of 16 TiB of which only the beginning is not blank. It notes the
+// largest read.
+type stretched struct {
+	memory
+	largest int
+}
+
+func (s *stretched) Size() int64 { return 16 << 40 }
+
+func (s *stretched) ReadAt(p []byte, off int64) (int, error) {
+	s.largest = max(s.largest, len(p))
+	if s.largest > 1<<20 {
+		return 0, errors.New("who should have that much memory?")
+	}
+	clear(p)
+	if off < int64(len(s.memory)) {
+		copy(p, s.memory[off:])
+	}
+	return len(p), nil
+}
+
+// On a disk that has the room, too, a table does not get the memory that it asks for.
+func TestReadTableHugeDisk(t *testing.T) {
+	for name, change := range map[string]func(*table){
+		"four billion entries":    func(t *table) { t.count = 1<<32 - 1 },
+		"sixteen million entries": func(t *table) { t.count = 1 << 24 },
+		"more than usual":         func(t *table) { t.count = maxEntries + 1 },
+		"a few, and large":        func(t *table) { t.count, t.size = 64, 4096 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			table := plainTable()
+			table.first, table.last, table.parts = 1<<31, 1<<33, nil
+			change(&table)
+			d := &stretched{memory: table.disk()}
+			parts, err := ReadTable(d, 512)
+			require.ErrorIs(t, err, ErrTable, "%v", parts)
+			require.LessOrEqual(t, d.largest, maxEntries*gptEntry)
+		})
+	}
+}

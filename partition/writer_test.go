@@ -157,3 +157,47 @@ func TestWriterMemory(t *testing.T) {
 	})
 	require.Less(t, allocs, 8.0)
 }
+
+// vast is a disk whose size nobody could allocate. It is blank, and notes where it was
+// written to.
+type vast struct {
+	size  int64
+	wrote []int64
+}
+
+func (v *vast) ReadAt(p []byte, _ int64) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+func (v *vast) WriteAt(p []byte, off int64) (int, error) {
+	v.wrote = append(v.wrote, off)
+	return len(p), nil
+}
+
+func (v *vast) Sync() error { return nil }
+func (v *vast) Size() int64 { return v.size }
+
+// An image may be larger than any number of 32 bits: it has all of its leaves, is written
+// where it belongs, and a list of digests that covers the first 4 GiB only is refused.
+func TestLargeImages(t *testing.T) {
+	for size, want := range map[int64]int64{
+		0: 0, 1: 1, LeafSize: 1, LeafSize + 1: 2,
+		1<<31 - 1: 1 << 15, 1<<31 + 1: 1<<15 + 1, 1 << 32: 1 << 16, 1<<32 + 1: 1<<16 + 1, 64 << 30: 1 << 20,
+	} {
+		require.Equal(t, want, Leaves(size), "%d bytes", size)
+	}
+	for _, from := range []int64{1 << 31, 1 << 32, 60 << 30} {
+		d := &vast{size: 64 << 30}
+		w := NewWriter(d, from+LeafSize, from)
+		require.NoError(t, w.WriteLeaf(newImage[:LeafSize]))
+		require.NoError(t, w.Finish())
+		require.Equal(t, []int64{from}, d.wrote)
+		require.ErrorIs(t, ReadBack(context.Background(), d, from+LeafSize, leaves[:32], nil), ErrMismatch)
+		window := &vast{size: 64 << 30}
+		n, err := Section(window, from, 2*LeafSize).WriteAt(newImage[:LeafSize], LeafSize)
+		require.NoError(t, err)
+		require.Equal(t, LeafSize, n)
+		require.Equal(t, []int64{from + LeafSize}, window.wrote)
+	}
+}

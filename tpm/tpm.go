@@ -45,14 +45,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
+
+	"github.com/tandem-ota/tandem/partition/datafile"
 )
 
 // Device is where Linux offers the TPM, behind the kernel's resource manager.
@@ -157,7 +157,7 @@ func be32(b []byte) uint32 {
 }
 
 // FileLog is a log of the ledger in an ordinary file.
-type FileLog struct{ *os.File }
+type FileLog struct{ datafile.File }
 
 // CreateLog opens the log at path, and makes it, of size bytes of zero, if it
 // is not there or shorter. A size of 64 KiB keeps 128 installs, 512 bytes each.
@@ -165,35 +165,11 @@ type FileLog struct{ *os.File }
 // nil guarantees that file and size are durable; after an error the file may be there,
 // empty, and CreateLog can be repeated.
 func CreateLog(path string, size int64) (*FileLog, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := datafile.Create(datafile.OS{}, path, size, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open ledger log: %w", err)
-	}
-	if err := settle(f, path, size); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("make ledger log %s: %w", path, err)
+		return nil, fmt.Errorf("make ledger log: %w", err)
 	}
 	return &FileLog{f}, nil
-}
-
-func settle(f *os.File, path string, size int64) error {
-	info, err := f.Stat()
-	if err != nil || info.Size() >= size {
-		return err
-	}
-	if err := f.Truncate(size); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	// The name of a new file is durable only after its directory is.
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }
 
 // Size is the size of the file in bytes.

@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"github.com/tandem-ota/tandem/partition/datafile"
 )
 
 // The stages that the first program writes. The agent adds StageClean before it
@@ -53,7 +55,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // When Append returns nil the line is on the medium. If it fails, the lines
 // from before are whole and the new one may or may not be there; repeating adds
 // it once more, which readers of the newest lines do not notice.
-func Append(path string, a Attempt) error {
+func Append(path string, a Attempt) error { return appendTo(datafile.OS{}, path, a) }
+
+func appendTo(fsys datafile.FS, path string, a Attempt) error {
 	a.Cause = tail(a.Cause, maxText)
 	a.Pstore = tail(a.Pstore, maxText)
 	text, err := json.Marshal(a)
@@ -61,60 +65,25 @@ func Append(path string, a Attempt) error {
 		return fmt.Errorf("note boot attempt: %w", err)
 	}
 	line := fmt.Appendf(nil, "%08x %s\n", crc32.Checksum(text, castagnoli), text)
-	if err := appendLine(path, line); err != nil {
+	if err := appendLine(fsys, path, line); err != nil {
 		return fmt.Errorf("note boot attempt: %w", err)
 	}
 	return nil
 }
 
-func appendLine(path string, line []byte) error {
-	old, err := readAll(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+func appendLine(fsys datafile.FS, path string, line []byte) error {
+	old, err := readAll(fsys, path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := datafile.Mkdir(fsys, filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		return replace(path, line)
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case len(old)+len(line) > MaxSize:
+		return datafile.Replace(fsys, path, append(newest(old, keepSize-len(line)), line...), 0o644)
 	}
-	if len(old)+len(line) > MaxSize {
-		return replace(path, append(newest(old, keepSize-len(line)), line...))
-	}
-	// A power cut can leave half a line at the end. Its sum condemns it, and
-	// the line feed keeps it from taking the new line along.
-	if len(old) > 0 && old[len(old)-1] != '\n' {
-		line = append([]byte{'\n'}, line...)
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(line)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// replace puts content in the place of path. The order is new file, its sync,
-// rename, sync of the directory: a power cut leaves the old or the new content,
-// and a stray ".new" that the next replace overwrites.
-func replace(path string, content []byte) error {
-	next := path + ".new"
-	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(next, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return datafile.Append(fsys, path, line, 0o644)
 }
 
 // newest returns the last whole lines of log that fit in size bytes.
@@ -137,8 +106,10 @@ func newest(log []byte, size int) []byte {
 
 // Attempts reads the file, oldest event first. A file that is not there is an
 // empty one; damaged lines are left out.
-func Attempts(path string) ([]Attempt, error) {
-	log, err := readAll(path)
+func Attempts(path string) ([]Attempt, error) { return attempts(datafile.OS{}, path) }
+
+func attempts(fsys datafile.FS, path string) ([]Attempt, error) {
+	log, err := readAll(fsys, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -170,8 +141,8 @@ func parse(log []byte) []Attempt {
 
 // readAll reads at most MaxSize bytes, and the newest ones of a file that
 // somebody else made larger.
-func readAll(path string) ([]byte, error) {
-	f, err := os.Open(path)
+func readAll(fsys datafile.FS, path string) ([]byte, error) {
+	f, err := fsys.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -180,12 +151,7 @@ func readAll(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > MaxSize {
-		if _, err := f.Seek(-MaxSize, io.SeekEnd); err != nil {
-			return nil, err
-		}
-	}
-	return io.ReadAll(io.LimitReader(f, MaxSize))
+	return io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-MaxSize), MaxSize))
 }
 
 // tail keeps the last n bytes of s: the end of a log is where the cause is.

@@ -44,6 +44,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/tandem-ota/tandem/partition/datafile"
 )
 
 const (
@@ -118,21 +120,17 @@ func ReadBoot(path string) (Boot, error) {
 	return b, nil
 }
 
-// WriteBoot writes b to path. A reader sees the whole report or none; there is
-// no sync, since the file lives and dies with the RAM it is in.
+// WriteBoot writes b to path. A reader sees the whole report or none.
 func WriteBoot(path string, b Boot) error {
 	text, err := json.Marshal(b)
 	if err != nil {
 		return fmt.Errorf("write boot report: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := datafile.Mkdir(datafile.OS{}, filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("write boot report: %w", err)
 	}
-	next := path + ".new"
-	if err := os.WriteFile(next, append(text, '\n'), 0o644); err != nil {
-		return fmt.Errorf("write boot report: %w", err)
-	}
-	if err := os.Rename(next, path); err != nil {
+	// Syncing does nothing in RAM, where the file lives and dies.
+	if err := datafile.Replace(datafile.OS{}, path, append(text, '\n'), 0o644); err != nil {
 		return fmt.Errorf("write boot report: %w", err)
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tandem-ota/tandem/partition/datafile"
 	"github.com/tandem-ota/tandem/updater/manifest"
 	"github.com/tandem-ota/tandem/updater/tail"
 )
@@ -64,8 +65,10 @@ func (h Handlers) Run(ctx context.Context, m manifest.Manifest, img manifest.Ima
 		return false, fmt.Errorf("%w for %s: %w", ErrNoHandler, img.Target, err)
 	}
 	state := filepath.Join(h.State, img.Target)
-	if err := os.MkdirAll(state, 0o700); err != nil {
-		return false, err
+	for _, folder := range []string{h.State, state} {
+		if err := datafile.Mkdir(datafile.OS{}, folder, 0o700); err != nil {
+			return false, err
+		}
 	}
 	cmd := exec.CommandContext(ctx, program, verb)
 	cmd.Env = []string{

@@ -1,13 +1,14 @@
 package trust
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/tandem-ota/tandem/partition/datafile"
 )
 
 // Store keeps metadata that a device has accepted. Names are as in TUF
@@ -24,79 +25,72 @@ type Store interface {
 	Delete(name string) error
 }
 
-// Dir is a Store in a folder, which must exist on a file system that keeps
-// renames in order with fsync.
+// Dir is a Store in a folder, which must exist on a file system such as package
+// datafile asks for.
 type Dir string
 
 var _ Store = Dir("")
 
-func (d Dir) path(name string) (string, error) {
+// Get implements Store.
+func (d Dir) Get(name string) ([]byte, error) { return d.on(datafile.OS{}).Get(name) }
+
+// Put implements Store. After an error either the old or the new file is there;
+// repeating it is safe.
+func (d Dir) Put(name string, data []byte) error { return d.on(datafile.OS{}).Put(name, data) }
+
+// Delete implements Store. After an error the file may be there; repeating it is
+// safe.
+func (d Dir) Delete(name string) error { return d.on(datafile.OS{}).Delete(name) }
+
+func (d Dir) on(fsys datafile.FS) folder { return folder{fsys, string(d)} }
+
+// folder is a Dir on a file system.
+type folder struct {
+	fsys datafile.FS
+	path string
+}
+
+func (f folder) place(name string) (string, error) {
 	if name == "" || strings.HasPrefix(name, ".") || strings.ContainsAny(name, "/\\\x00") {
 		return "", fmt.Errorf("metadata name %.80q: %w", name, fs.ErrInvalid)
 	}
-	return filepath.Join(string(d), name), nil
+	return filepath.Join(f.path, name), nil
 }
 
 // Get implements Store.
-func (d Dir) Get(name string) ([]byte, error) {
-	path, err := d.path(name)
+func (f folder) Get(name string) ([]byte, error) {
+	path, err := f.place(name)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path)
+	file, err := f.fsys.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer file.Close()
 	// One byte more than allowed is enough for the reader to refuse it.
-	return io.ReadAll(io.LimitReader(f, MaxMetadata+1))
+	return io.ReadAll(io.NewSectionReader(file, 0, MaxMetadata+1))
 }
 
-// Put implements Store: write beside, sync, rename over, sync the folder. A
-// power cut before the rename leaves the old file and a spare one that the next
-// Put overwrites; after it, the new file, which was durable by then.
-func (d Dir) Put(name string, data []byte) error {
-	path, err := d.path(name)
+// Put implements Store.
+func (f folder) Put(name string, data []byte) error {
+	path, err := f.place(name)
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(filepath.Join(string(d), "."+name+".new"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
+	if err := datafile.Replace(f.fsys, path, data, 0o600); err != nil {
 		return fmt.Errorf("store metadata: %w", err)
 	}
-	return d.sync()
+	return nil
 }
 
 // Delete implements Store.
-func (d Dir) Delete(name string) error {
-	path, err := d.path(name)
+func (f folder) Delete(name string) error {
+	path, err := f.place(name)
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	}
-	return d.sync()
-}
-
-func (d Dir) sync() error {
-	f, err := os.Open(string(d))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := f.Sync(); err != nil {
+	if err := datafile.Delete(f.fsys, path); err != nil {
 		return fmt.Errorf("store metadata: %w", err)
 	}
 	return nil

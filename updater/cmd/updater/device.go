@@ -22,6 +22,7 @@ import (
 	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/bootctl/bootreport"
 	"github.com/tandem-ota/tandem/bootctl/watchdog"
+	"github.com/tandem-ota/tandem/partition/datafile"
 	"github.com/tandem-ota/tandem/tpm"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/transport/mqtt"
@@ -153,7 +154,11 @@ func (d *device) openTrust() error {
 		return fmt.Errorf("TUF root: %w", err)
 	}
 	store := filepath.Join(dataDir, "tuf")
-	if err = os.MkdirAll(store, 0o700); err == nil {
+	// The first program made dataDir, if it could write.
+	if err = datafile.Mkdir(datafile.OS{}, dataDir, 0o755); err == nil {
+		err = datafile.Mkdir(datafile.OS{}, store, 0o700)
+	}
+	if err == nil {
 		d.tuf, err = trust.Open(trust.Dir(store), anchor)
 	}
 	if err != nil {

@@ -4,8 +4,8 @@
 // bytes see different things: it keeps the last of two equal keys, matches
 // struct fields without regard to case, takes null for any field, and repairs
 // broken UTF-8. Decode refuses such input before encoding/json sees it, and
-// bounds size and depth, so that a reader in any other language that follows
-// RFC 8259 literally agrees with ours.
+// bounds size, depth and the number of values, so that a reader in any other
+// language that follows RFC 8259 literally agrees with ours.
 //
 // The grammar is that of RFC 8259; sizes are in bytes. Decode does not refuse
 // unknown keys: newer writers may add fields (see package manifest).
@@ -24,8 +24,13 @@ import (
 // Asking the same source again for the same bytes will not help.
 var ErrSyntax = errors.New("malformed JSON")
 
+// MaxValues is how many values a document may have, containers and what is in
+// them. Two bytes of text may decode to a struct of a hundred bytes: without it, a
+// megabyte that nobody has signed yet takes more memory than a device has.
+const MaxValues = 1 << 16
+
 // ErrTooLarge means that the input is over the size or depth that the caller
-// allows. Nothing of it was decoded.
+// allows, or over MaxValues. Nothing of it was decoded.
 var ErrTooLarge = errors.New("JSON over its limits")
 
 // Rules are the bounds of one kind of document.
@@ -73,9 +78,10 @@ func Check(data []byte, r Rules) error {
 }
 
 type scanner struct {
-	data  []byte
-	pos   int
-	rules Rules
+	data   []byte
+	pos    int
+	values int // so far
+	rules  Rules
 }
 
 func (s *scanner) fault(what string) error {
@@ -106,6 +112,9 @@ func (s *scanner) take(c byte) bool {
 func (s *scanner) value(depth int) error {
 	if depth >= s.rules.Depth {
 		return fmt.Errorf("%w: nested deeper than %d", ErrTooLarge, s.rules.Depth)
+	}
+	if s.values++; s.values > MaxValues {
+		return fmt.Errorf("%w: over %d values", ErrTooLarge, MaxValues)
 	}
 	if s.pos >= len(s.data) {
 		return s.fault("the input ends")

@@ -36,6 +36,12 @@ func TestCheckRefusesAmbiguity(t *testing.T) {
 func TestCheckLimits(t *testing.T) {
 	require.ErrorIs(t, strictjson.Check([]byte(`[[[[1]]]]`), rules), strictjson.ErrTooLarge)
 	require.ErrorIs(t, strictjson.Check([]byte(`"`+strings.Repeat("a", 1<<10)+`"`), rules), strictjson.ErrTooLarge)
+	// Two bytes of text may be a hundred in memory.
+	many := strictjson.Rules{Size: 1 << 20, Depth: 4}
+	require.NoError(t, strictjson.Check([]byte(`[`+strings.Repeat("0,", strictjson.MaxValues-2)+`0]`), many))
+	for _, value := range []string{"0", "{}", "[]", `""`, `{"a":true}`} {
+		require.ErrorIs(t, strictjson.Check([]byte(`[`+strings.Repeat(value+",", strictjson.MaxValues-1)+`0]`), many), strictjson.ErrTooLarge, value)
+	}
 }
 
 // Check accepts nothing that encoding/json refuses: it may only be stricter.

@@ -1,0 +1,15 @@
+package attacks
+
+import "slices"
+
+// all is every case there is: one line for each area.
+func all() []Attack {
+	return slices.Concat(
+		manifestAttacks,
+		signatureAttacks,
+		metadataAttacks,
+		statementAttacks,
+		deltaAttacks,
+		recordAttacks,
+	)
+}

@@ -1,0 +1,28 @@
+package updater
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Another program that has the slots keeps this one from them, whatever it was asked for;
+// and what this one is done with, the other one gets.
+func TestAnotherProgramHasTheSlots(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		u := d.start()
+		u.p.Lock = func() (func(), error) { return nil, ErrBusy }
+		before := d.ops()
+		require.ErrorIs(t, d.install(u, "2.0.0", Options{}), ErrBusy)
+		require.ErrorIs(t, u.Rollback(ctx, true), ErrBusy)
+		require.ErrorIs(t, u.EndAlarm(ctx), ErrBusy)
+		require.Equal(t, before, d.ops(), "nothing is written")
+		require.Empty(t, d.rebooting)
+
+		held := 0
+		u.p.Lock = func() (func(), error) { held++; return func() { held-- }, nil }
+		require.NoError(t, d.install(u, "2.0.0", Options{Hold: true}))
+		require.Zero(t, held)
+	})
+}
