@@ -112,6 +112,22 @@ func (b *Book) say(name, line string) {
 	b.Words[name] = words[max(0, len(words)-mostWords):]
 }
 
+// Outcome is how a test ended; of a name that only a group of subtests has, how they did: the
+// worst counts.
+func (b *Book) Outcome(name string) Outcome {
+	if o, ok := b.Tests[name]; ok {
+		return o
+	}
+	worst := NotRun
+	rank := map[Outcome]int{NotRun: 0, Passed: 1, Skipped: 2, Failed: 3}
+	for test, o := range b.Tests {
+		if strings.HasPrefix(test, name+"/") && rank[o] > rank[worst] {
+			worst = o
+		}
+	}
+	return worst
+}
+
 // Count says how many tests, subtests included, ended in each way.
 func (b *Book) Count() map[Outcome]int {
 	n := map[Outcome]int{}

@@ -157,7 +157,7 @@ func Make(facts Facts, b *Book, tree Tree, mutants []Mutant) Page {
 	}
 	p.Sections = append(p.Sections, threats)
 
-	section, bars := seeded(mutants)
+	section, bars := seeded(mutants, tree.Mutants)
 	p.Bars, p.Sections = append(p.Bars, bars...), append(p.Sections, section)
 
 	section, bar := fuzzed(b, tree)
@@ -223,8 +223,8 @@ func attacks(b *Book, variants string) Section {
 	return s
 }
 
-// seeded is the table of the mutants.
-func seeded(mutants []Mutant) (Section, []Bar) {
+// seeded is the table of the mutants, of which there are so many patches in the tree.
+func seeded(mutants []Mutant, patches int) (Section, []Bar) {
 	s := Section{
 		Title: "Seeded bugs", Head: []string{"bug", "class", "killed by", "seconds"},
 		Intro: "Each is put into the code on purpose; a test has to notice. A proof that cannot fail proves nothing.",
@@ -241,8 +241,9 @@ func seeded(mutants []Mutant) (Section, []Bar) {
 		}
 		s.Rows = append(s.Rows, Row{[]string{strings.TrimSpace(m.Name + ": " + m.Bug), m.Class, by, fmt.Sprintf("%.1f", m.Seconds)}, state(dead)})
 	}
+	want := max(24, patches)
 	return s, []Bar{
-		{"seeded bugs", "at least 24", fmt.Sprint(len(mutants)), len(mutants) >= 24},
+		{"seeded bugs", fmt.Sprint("at least ", want), fmt.Sprint(len(mutants)), len(mutants) >= want},
 		{"of these noticed", fmt.Sprint(len(mutants)), fmt.Sprint(killed), len(mutants) > 0 && killed == len(mutants)},
 	}
 }
@@ -296,7 +297,7 @@ func tested(rows []Requirement, b *Book, tree Tree) (Section, Bar) {
 		good := len(r.Tests) > 0
 		var shown []string
 		for _, ref := range r.Tests {
-			o := b.Tests[id(ref)]
+			o := b.Outcome(id(ref))
 			how := o.String()
 			if !tree.Has(ref) {
 				how = "is not in the tree"

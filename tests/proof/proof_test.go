@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -27,6 +28,9 @@ func TestRequirements(t *testing.T) {
 	for _, r := range runs {
 		require.False(t, run[r.Package], "%s is in the table twice", r.Package)
 		run[r.Package] = true
+	}
+	for name := range run {
+		require.True(t, slices.ContainsFunc(slices.Collect(maps.Keys(tree.Tests)), func(test string) bool { return strings.HasPrefix(test, name+".") }), "%s has no tests", name)
 	}
 	rows := map[string]bool{}
 	for _, r := range requirements {
@@ -198,6 +202,17 @@ func TestRequirementStands(t *testing.T) {
 			require.Equal(t, None, s.Rows[1].State)
 		})
 	}
+}
+
+// A group of subtests did as well as the worst of them.
+func TestOutcomeOfGroup(t *testing.T) {
+	b := NewBook()
+	b.Tests["p.TestA/x/one"], b.Tests["p.TestA/x/two"], b.Tests["p.TestA/xy/three"], b.Tests["p.TestA/z"] = Passed, Passed, Failed, Skipped
+	require.Equal(t, Passed, b.Outcome("p.TestA/x"))
+	require.Equal(t, Failed, b.Outcome("p.TestA/xy"))
+	require.Equal(t, Skipped, b.Outcome("p.TestA/z"))
+	require.Equal(t, NotRun, b.Outcome("p.TestA/y"))
+	require.Equal(t, Failed, b.Outcome("p.TestA"))
 }
 
 // Figures that somebody publishes tomorrow are shown, too.

@@ -7,7 +7,8 @@ type Requirement struct {
 	Standard string
 	ID       string
 	Text     string
-	// Tests are "package.Test", "package.Test/subtest" or "story NAME" (tests/stories).
+	// Tests are "package.Test", "package.Test/subtest", where all subtests whose names go on
+	// from there are meant, or "story NAME" (tests/stories).
 	Tests []string
 	// Outside is why nothing is claimed: the row is for others than an updater.
 	Outside string
@@ -28,13 +29,13 @@ var requirements = []Requirement{
 	{cra, "I (2)(b)", "reset to the original state", nil, "the product's own data is the product's; the updater keeps nothing that a reset would have to undo"},
 	{cra, "I (2)(c)", "security updates, by themselves where the fleet wants so", []string{"updater.TestRunFollowsDesiredState", "updater.TestRunTriesAgain"}, ""},
 	{cra, "I (2)(c)", "updates can be postponed and refused, and are not lost over a restart", []string{"updater.TestRunWaitsForLeave", "updater.TestHold", "updater.TestRunCancelled", "updater.TestRunKeepsStatement"}, ""},
-	{cra, "I (2)(d)", "protection from unauthorised access: who may order, publish and listen", []string{"transport/broker.TestAccess", "transport/broker.TestAccessWithoutCertificate", "updater/trust.TestStatement", "updater.TestRunIgnoresOthers"}, ""},
+	{cra, "I (2)(d)", "protection from unauthorised access: who may order, publish and listen", []string{"transport/broker.TestAccess", "transport/broker.TestAccessWithoutCertificate", "updater/trust.TestStatement", "updater.TestRunIgnoresOthers", "tests/attacks.TestAttacks/statement"}, ""},
 	{cra, "I (2)(e)", "confidentiality of data in transit", []string{"transport/broker.TestAccessWithoutCertificate", "updater/health.TestGetTLS"}, ""},
-	{cra, "I (2)(f)", "integrity of programs and configuration, against manipulation, with a report", []string{"updater/trust.TestFlippedByte", "partition/verity.TestRootNoticesEveryBlock", "updater.TestReadBackFindsRot", "updater.TestVerifySlot"}, ""},
+	{cra, "I (2)(f)", "integrity of programs and configuration, against manipulation, with a report", []string{"updater/trust.TestFlippedByte", "partition/verity.TestRootNoticesEveryBlock", "updater.TestReadBackFindsRot", "updater.TestVerifySlot", "tests/attacks.TestAttacks/record"}, ""},
 	{cra, "I (2)(g)", "as little data as is needed", nil, "what a device says is in transport/FORMAT.md; what its product collects is the product's"},
 	{cra, "I (2)(h)", "essential functions are available after an incident: the running system is left alone, and the old one comes back", []string{"updater.TestExplorer", "updater.TestSickReleaseReverts", "updater.TestDeadReleaseReverts"}, ""},
 	{cra, "I (2)(i)", "little harm to others' networks: retries grow rare, rates and budgets hold", []string{"updater.TestRunTriesAgain", "transport/mqtt.TestReadWithinRateAndBudget"}, ""},
-	{cra, "I (2)(j)", "small attack surface: input is bounded before it is read", []string{"updater/manifest.TestManifestLimits", "updater/trust/strictjson.TestCheckLimits", "transport/mqtt.TestGuardRefusesHugePacket", "partition.TestReadTableRefuses"}, ""},
+	{cra, "I (2)(j)", "small attack surface: input is bounded before it is read", []string{"updater/manifest.TestManifestLimits", "updater/trust/strictjson.TestCheckLimits", "transport/mqtt.TestGuardRefusesHugePacket", "partition.TestReadTableRefuses", "tests/attacks.TestAttacks/zstd"}, ""},
 	{cra, "I (2)(k)", "the effect of an incident is reduced: a bad release ends in the system before it", []string{"story trial_panics_reverts", "story kernel_hangs_reverts", "story unhealthy_reverts"}, ""},
 	{cra, "I (2)(l)", "what happened is recorded and told", []string{"updater.TestVerdictOncePerAttempt", "tpm.TestLedger", "bootctl/bootreport.TestExplain"}, ""},
 	{cra, "I (2)(m)", "users can remove their data", nil, "the data partition is the product's"},
@@ -42,7 +43,7 @@ var requirements = []Requirement{
 	{cra, "II (7)", "updates are distributed securely", []string{"updater/trust.TestAttacks", "updater/trust.TestOfflineStick", "story bad_signature_refused"}, ""},
 
 	{iec, "EDR 3.10", "support for updates", []string{"updater.TestUpdateCommits", "story update_commit"}, ""},
-	{iec, "EDR 3.10 RE(1)", "authenticity and integrity are checked before an update is installed", []string{"updater/trust.TestEnvelopeCorruption", "updater.TestLyingSource", "story bad_signature_refused"}, ""},
+	{iec, "EDR 3.10 RE(1)", "authenticity and integrity are checked before an update is installed", []string{"updater/trust.TestEnvelopeCorruption", "updater.TestLyingSource", "story bad_signature_refused", "tests/attacks.TestAttacks/signature"}, ""},
 	{iec, "EDR 3.11", "physical tamper resistance", nil, "hardware"},
 	{iec, "EDR 3.12", "the supplier's roots of trust are provisioned and protected", []string{"updater/trust.TestFastForwardCure", "updater/trust.TestStoreCorrupted"}, ""},
 	{iec, "EDR 3.13", "the asset owner's roots of trust are provisioned and protected", []string{"updater/trust.TestStatement", "updater.TestRunIgnoresOthers"}, ""},
@@ -51,22 +52,22 @@ var requirements = []Requirement{
 	{iec, "CR 1.8, 1.9", "certificates and public keys: weak, wrong and missing ones are refused", []string{"updater/trust.TestKeySetRefused", "transport/broker.TestAccessWithoutCertificate"}, ""},
 	{iec, "CR 2.8", "auditable events", []string{"tpm.TestLedger", "updater.TestVerdictOncePerAttempt"}, ""},
 	{iec, "CR 2.9, 2.10", "storage for audits: a full one keeps no update from going on", []string{"updater.TestJournalCannotBeWritten", "bootctl/bootreport.TestAttemptsAreBounded", "updater.TestTenYears"}, ""},
-	{iec, "CR 3.4", "integrity of software and information", []string{"partition.TestRecordCorruption", "updater/journal.TestDamage", "bootctl/grubenv.TestParseCorrupt"}, ""},
+	{iec, "CR 3.4", "integrity of software and information", []string{"partition.TestRecordCorruption", "updater/journal.TestDamage", "bootctl/grubenv.TestParseCorrupt", "partition/datafile.TestPowerCut"}, ""},
 	{iec, "CR 3.4 RE(1), RE(2)", "authenticity of software; a violation is told by itself", []string{"updater/trust.TestEnvelopeRefused", "updater.TestRunRefuses", "updater.TestRottenBase"}, ""},
-	{iec, "CR 3.5", "input validation", []string{"updater/trust/strictjson.TestCheckRefusesAmbiguity", "transport.TestMessages", "updater/manifest.TestManifestRefused", "bootctl/early.TestParseCmdline"}, ""},
+	{iec, "CR 3.5", "input validation", []string{"updater/trust/strictjson.TestCheckRefusesAmbiguity", "transport.TestMessages", "updater/manifest.TestManifestRefused", "bootctl/early.TestParseCmdline", "tests/attacks.TestAttacks"}, ""},
 	{iec, "CR 3.7", "errors are handled without telling secrets", []string{"transport.TestVerdictFits", "updater/cmd/updater.TestCodes"}, ""},
 	{iec, "CR 3.9", "audit information is protected", []string{"tpm.TestLedgerMismatch", "tpm.TestForeignIndex"}, ""},
 	{iec, "CR 6.1", "audit logs can be read by those who may", []string{"updater/control.TestClientAndServer", "updater/control.TestRefused"}, ""},
 	{iec, "CR 7.1", "denial of service: floods, silence and endless data", []string{"transport/mqtt.TestHugePacket", "transport/mqtt.TestBrokerFallsSilent", "transport/broker.TestFrozenDevice"}, ""},
-	{iec, "CR 7.2", "resources are managed: memory is bounded", []string{"updater/cmd/updater.TestMemory", "partition.TestWriterMemory", "updater.TestIndexOverMemory"}, ""},
+	{iec, "CR 7.2", "resources are managed: memory is bounded", []string{"updater/cmd/updater.TestMemory", "partition.TestWriterMemory", "updater.TestIndexOverMemory", "tests/attacks.TestAttacks"}, ""},
 	{iec, "CR 7.3", "backup", nil, "the product's; the system before stays in the other slot"},
 	{iec, "CR 7.4", "recovery and reconstitution", []string{"updater.TestRollback", "updater.TestBootRecordLost", "story data_partition_lost"}, ""},
 
-	{nist, "4.1", "roots of trust; what host software left is not trusted", []string{"bootctl/boottest.TestHostileStorage", "updater.TestFloorAndSchemaWithoutJournal"}, ""},
-	{nist, "4.2.1", "updates are authenticated, and there is no way past that", []string{"updater.TestAdmission", "updater.TestVerifySlot", "story wrong_board_refused"}, ""},
-	{nist, "4.2.1.3", "no way back to what must not run again", []string{"updater.TestFloorRisesAtCommit", "updater.TestRollbackRefused", "story downgrade_refused"}, ""},
+	{nist, "4.1", "roots of trust; what host software left is not trusted", []string{"bootctl/boottest.TestHostileStorage", "updater.TestFloorAndSchemaWithoutJournal", "tests/attacks.TestAttacks/journal"}, ""},
+	{nist, "4.2.1", "updates are authenticated, and there is no way past that", []string{"updater.TestAdmission", "updater.TestVerifySlot", "story wrong_board_refused", "tests/attacks.TestAttacks/manifest"}, ""},
+	{nist, "4.2.1.3", "no way back to what must not run again", []string{"updater.TestFloorRisesAtCommit", "updater.TestRollbackRefused", "story downgrade_refused", "tests/attacks.TestAttacks/metadata"}, ""},
 	{nist, "4.2.4", "critical data is protected, and a known good state of it kept", []string{"bootctl/boottest.TestGrubenvConforms", "bootctl/boottest.TestGrubenvPairLost"}, ""},
-	{nist, "4.3", "corruption is detected, and reported", []string{"updater.TestVerifySlot", "updater.TestReadBackFindsRot", "bootctl/boottest.TestEveryBit"}, ""},
+	{nist, "4.3", "corruption is detected, and reported", []string{"updater.TestVerifySlot", "updater.TestReadBackFindsRot", "bootctl/boottest.TestEveryBit", "tests/attacks.TestAttacks/record"}, ""},
 	{nist, "4.4.1", "recovery to a state of integrity, by itself or on request, without a network", []string{"updater.TestDeadReleaseReverts", "updater.TestRollback", "updater.TestNetworkInTrial", "story env_unreadable_boots_good"}, ""},
 	{nist, "4.4.2", "recovery of critical data", []string{"updater.TestBootRecordLost", "bootctl/boottest.TestGrubenvAllLost", "tpm.TestLedgerCopyLost"}, ""},
 

@@ -24,6 +24,8 @@ var runs = []Run{
 	{Package: "bootctl/early", What: "the first program of a slot"},
 	{Package: "bootctl/watchdog", What: "the watchdog and who feeds it"},
 	{Package: "partition", What: "writing the spare slot"},
+	{Package: "partition/datafile", What: "small files on the data partition"},
+	{Package: "partition/datafile/datafiletest", What: "the file system that loses power"},
 	{Package: "partition/disktest", What: "the disk that loses power"},
 	{Package: "partition/verity", What: "integrity of the running system"},
 	{Package: "tpm", What: "the ledger in the TPM"},

@@ -18,6 +18,7 @@ type Tree struct {
 	Fuzz    []string        // "package.FuzzName", sorted
 	Seeds   map[string]int  // files in the corpora, by fuzz target
 	Stories map[string]bool
+	Mutants int // patches, one for each seeded bug
 }
 
 // Look reads the tests of the tree at root, without running them.
@@ -67,6 +68,11 @@ func Look(root string) (Tree, error) {
 	stories, err := filepath.Glob(filepath.Join(root, storyPackage, "stories", "*.txtar"))
 	for _, path := range stories {
 		t.Stories[strings.TrimSuffix(filepath.Base(path), ".txtar")] = true
+	}
+	if err == nil {
+		var patches []string
+		patches, err = filepath.Glob(filepath.Join(root, "tests", "mutants", "*.patch"))
+		t.Mutants = len(patches)
 	}
 	return t, err
 }
