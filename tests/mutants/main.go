@@ -58,7 +58,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	lab := lab{root: ".", sound: map[string]error{}}
+	temp, err := os.MkdirTemp("", "mutants-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp)
+	lab := lab{root: ".", folder: temp, plain: map[string]string{}, sound: map[string]error{}}
 	if *random > 0 {
 		scores, err := lab.scoreBars(ctx, stdout, *only, *random, *seed)
 		return errors.Join(err, save(*out, scores))
