@@ -198,12 +198,19 @@ func (u *Updater) lastLines() []string {
 
 // keepTrialLog keeps the end of the log where the surviving slot finds it, should this
 // one hang. It is a courtesy to people and nothing depends on it.
-func (u *Updater) keepTrialLog() {
-	if lines := u.lastLines(); len(lines) > 0 {
-		if err := u.p.Store.Put(trialLogName, []byte(strings.Join(lines, "\n"))); err != nil {
-			u.p.Log.Debug("trial log not kept", "err", err)
-		}
+//
+// It returns what is kept now, given what was kept before: the checks run every other second,
+// and a log in which nothing is new must not be written as often.
+func (u *Updater) keepTrialLog(kept string) string {
+	text := strings.Join(u.lastLines(), "\n")
+	if text == "" || text == kept {
+		return kept
 	}
+	if err := u.p.Store.Put(trialLogName, []byte(text)); err != nil {
+		u.p.Log.Debug("trial log not kept", "err", err)
+		return kept
+	}
+	return text
 }
 
 func (u *Updater) trialLog() []string {

@@ -112,6 +112,7 @@ func (u *Updater) healthy(ctx context.Context) (check, detail string, err error)
 	deadline := u.p.Now().Add(u.untilDeadline())
 	window := time.Duration(m.Trial.WindowSeconds) * time.Second
 	good := time.Time{} // since when all is well; zero while it is not
+	kept := ""          // of the log, for the slot that survives this one
 	longest := 0
 	for _, c := range m.Health {
 		longest = max(longest, c.TimeoutSeconds)
@@ -127,8 +128,10 @@ func (u *Updater) healthy(ctx context.Context) (check, detail string, err error)
 		since := now
 		switch {
 		case failed != "":
+			if failed != check || why != detail || !good.IsZero() {
+				u.p.Log.Warn("health check failed", "check", failed, "why", why) // once, and not in every round
+			}
 			check, detail, good = failed, why, time.Time{}
-			u.p.Log.Warn("health check failed", "check", failed, "why", why)
 		case window == 0 || !good.IsZero() && now.Sub(good) >= window:
 			return "", "", nil
 		case good.IsZero():
@@ -137,7 +140,7 @@ func (u *Updater) healthy(ctx context.Context) (check, detail string, err error)
 			since = good
 		}
 		u.trialProgress(now.Sub(since), window)
-		u.keepTrialLog()
+		kept = u.keepTrialLog(kept)
 		if since.Add(window).After(deadline) {
 			return check, detail, errUnhealthy
 		}

@@ -351,6 +351,14 @@ func (u *Updater) change(f func(*journal.Journal)) {
 	}
 }
 
+// note applies f to the journal and leaves it to the next change to save it: what is lost
+// with the power is not worth a write of its own.
+func (u *Updater) note(f func(*journal.Journal)) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	f(&u.j)
+}
+
 // must is change for the few lines whose order against something else matters. After
 // an error the core goes on with the journal as it was.
 func (u *Updater) must(f func(*journal.Journal)) error {

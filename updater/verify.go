@@ -142,7 +142,9 @@ func (u *Updater) begin(ctx context.Context, rel release, o Options) error {
 		if u.begun(j, rel) {
 			// The marks below are made again: the journal may be older than they are.
 			u.event("resuming", fmt.Sprintf("release %s in slot %s", rel, u.spare()))
-			u.change(func(j *journal.Journal) { j.Update.Force, j.Update.Counter = o.Force, o.Counter })
+			if j.Update.Force != o.Force || j.Update.Counter != o.Counter {
+				u.change(func(j *journal.Journal) { j.Update.Force, j.Update.Counter = o.Force, o.Counter })
+			}
 			return u.invalidate()
 		}
 		u.conclude(transport.Failed, "superseded", "", "release "+rel.String()+" was asked for instead")

@@ -123,7 +123,13 @@ func newWorld() (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &world{metadata: map[string][]byte{}, by: map[string]*made{}, names: map[manifest.Digest]string{}}
+	return worldOf(folder, variants)
+}
+
+// worldOf publishes releases from a folder of keys, which may go on publishing.
+func worldOf(folder *mktrust.Folder, variants []variant) (*world, error) {
+	w := &world{by: map[string]*made{}, names: map[manifest.Digest]string{}}
+	var err error
 	if w.keys, err = folder.ReleaseKeys(); err != nil {
 		return nil, err
 	}
@@ -132,35 +138,48 @@ func newWorld() (*world, error) {
 	}
 	for _, v := range variants {
 		r, err := w.make(v)
+		if err == nil {
+			err = w.publish(folder, r, !v.unlisted)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", v.version, err)
 		}
-		payload, err := r.m.Marshal()
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", v.version, err)
-		}
-		r.digest = manifest.DigestOf(payload)
-		if r.envelope, err = folder.Seal(ctx, mktrust.Release, trust.ManifestType, payload); err != nil {
-			return nil, err
-		}
-		if !v.unlisted {
-			if err := folder.AddTarget(ctx, r.m.TargetName(), r.envelope, nil); err != nil {
-				return nil, err
-			}
-		}
-		w.by[v.version], w.names[r.digest] = r, v.version
 	}
+	err = w.fetch(folder)
+	w.anchor = w.metadata["1.root.json"]
+	return w, err
+}
+
+// publish signs a release, and offers it.
+func (w *world) publish(folder *mktrust.Folder, r *made, listed bool) error {
+	payload, err := r.m.Marshal()
+	if err != nil {
+		return err
+	}
+	r.digest = manifest.DigestOf(payload)
+	if r.envelope, err = folder.Seal(ctx, mktrust.Release, trust.ManifestType, payload); err != nil {
+		return err
+	}
+	w.by[r.m.Version], w.names[r.digest] = r, r.m.Version
+	if !listed {
+		return nil
+	}
+	return folder.AddTarget(ctx, r.m.TargetName(), r.envelope, nil)
+}
+
+// fetch takes over the metadata as it is now.
+func (w *world) fetch(folder *mktrust.Folder) error {
 	names, err := folder.Files()
 	if err != nil {
-		return nil, err
+		return err
 	}
+	w.metadata = map[string][]byte{}
 	for _, name := range append(names, "targets.json") {
 		if w.metadata[name], err = folder.Metadata(ctx, name); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	w.anchor = w.metadata["1.root.json"]
-	return w, nil
+	return nil
 }
 
 // content is the system of a version: most of it is the same in all.

@@ -70,7 +70,13 @@ func (u *Updater) write(ctx context.Context, src Source, p payload) error {
 	start := u.journal().Update.Cost
 	account := func(durable int64) {
 		c := w.Counters()
-		u.change(func(j *journal.Journal) {
+		keep := u.change
+		if durable == from && c.Written == 0 {
+			// A server that is away for weeks is asked every few minutes, and each time it comes to
+			// nothing: that must not wear the medium out.
+			keep = u.note
+		}
+		keep(func(j *journal.Journal) {
 			if j.Update.Written == nil {
 				// An empty map is not in the journal's bytes, and the power may fail before the first checkpoint.
 				j.Update.Written = map[string]int64{}

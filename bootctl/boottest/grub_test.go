@@ -11,10 +11,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/bootctl/boottest/lab"
 	"github.com/tandem-ota/tandem/bootctl/grubenv"
 )
 
-var board = grubenv.Params{Env: 2, BootA: 3, BootB: 4, Serial: 0}
+var board = lab.Params()
 
 // vector is one state of the storage for real GRUB and the model to agree on.
 type vector struct {
@@ -95,37 +96,37 @@ func vectors() []vector {
 // Real GRUB with the script that the package generates, and the model, boot the
 // same slot, say the same, and leave the same bytes, in every state.
 func TestGRUB(t *testing.T) {
-	tools(t, "qemu-system-x86_64", "grub-mkimage", "sgdisk", "mkfs.vfat", "mcopy", "/usr/lib/grub/i386-pc/boot.img")
-	disk := biosDisk(t, board)
+	lab.BIOS(t)
+	disk := lab.BIOSDisk(t, board)
 	whole := map[bootctl.Slot][]byte{
-		bootctl.A: slices.Clone(disk[slotA : slotA+2*mib]),
-		bootctl.B: slices.Clone(disk[slotB : slotB+2*mib]),
+		bootctl.A: slices.Clone(disk[lab.BootA : lab.BootA+lab.BootSize]),
+		bootctl.B: slices.Clone(disk[lab.BootB : lab.BootB+lab.BootSize]),
 	}
-	broken := fat(t, 2*mib, "", nil)
-	copy(disk[envStart:], grubenv.Image(fresh))
-	m := start(t, disk, "-drive", "file=DISK,format=raw,if=ide")
-	m.boot()
+	broken := lab.FAT(t, lab.BootSize, "", nil)
+	copy(disk[lab.Env:], grubenv.Image(fresh))
+	m := lab.Start(t, disk, "-drive", "file=DISK,format=raw,if=ide")
+	m.Boot()
 
 	seed := rand.Uint64()
 	for _, v := range append(vectors(), hostile(seed, 8)...) {
 		t.Run(v.state, func(t *testing.T) {
-			m.t = t
-			m.put(v.env, envStart)
-			for s, at := range map[bootctl.Slot]int64{bootctl.A: slotA, bootctl.B: slotB} {
+			m.T = t
+			m.Put(v.env, lab.Env)
+			for s, at := range map[bootctl.Slot]int64{bootctl.A: lab.BootA, bootctl.B: lab.BootB} {
 				if v.world.loads(s) {
-					m.put(whole[s], at)
+					m.Put(whole[s], at)
 				} else {
-					m.put(broken, at)
+					m.Put(broken, at)
 				}
 			}
 			env := v.env
 			for boot := range v.boots {
-				m.command("system_reset")
-				said, slot := m.boot()
+				m.Command("system_reset")
+				said, slot := m.Boot()
 				did := GRUB(env, v.world)
 				require.Equal(t, did.Lines, said, "boot %d, seed %d", boot+1, seed)
 				require.Equal(t, string(did.Slot), slot, "boot %d, seed %d", boot+1, seed)
-				require.True(t, bytes.Equal(did.Env, m.env()), "boot %d, seed %d: GRUB left other bytes", boot+1, seed)
+				require.True(t, bytes.Equal(did.Env, m.Env()), "boot %d, seed %d: GRUB left other bytes", boot+1, seed)
 				env = did.Env
 			}
 		})
@@ -145,35 +146,35 @@ func hostile(seed uint64, n int) []vector {
 
 // A disk that cannot be written to boots the good slot, never the trial.
 func TestGRUBReadOnly(t *testing.T) {
-	tools(t, "qemu-system-x86_64", "grub-mkimage", "sgdisk", "mkfs.vfat", "mcopy", "/usr/lib/grub/i386-pc/boot.img")
-	disk := biosDisk(t, board)
-	copy(disk[envStart:], grubenv.Image(trial))
-	m := start(t, disk, "-drive", "file=DISK,format=raw,if=virtio,readonly=on")
-	said, slot := m.boot()
+	lab.BIOS(t)
+	disk := lab.BIOSDisk(t, board)
+	copy(disk[lab.Env:], grubenv.Image(trial))
+	m := lab.Start(t, disk, "-drive", "file=DISK,format=raw,if=virtio,readonly=on")
+	said, slot := m.Boot()
 	did := GRUB(image(trial), World{ReadOnly: true})
 	require.Equal(t, did.Lines, said)
 	require.Equal(t, string(did.Slot), slot)
-	require.Equal(t, image(trial), m.env())
+	require.Equal(t, image(trial), m.Env())
 }
 
 // A write that goes elsewhere is no save, whatever its exit status says: the
 // script reads back the sectors that the next boot will look at.
 func TestGRUBWriteElsewhere(t *testing.T) {
-	tools(t, "qemu-system-x86_64", "grub-mkimage", "sgdisk", "mkfs.vfat", "mcopy", "/usr/lib/grub/i386-pc/boot.img")
-	disk := biosDisk(t, board)
+	lab.BIOS(t)
+	disk := lab.BIOSDisk(t, board)
 	env := grubenv.Image(trial)
 	// The directory says that copy 1 is the ledger's cluster, where a block lies.
 	const clusterOfCopy1, elsewhere = 127*512 + 2*32 + 26, 5
 	env[clusterOfCopy1] = elsewhere
 	copy(env[grubenv.LedgerOffset:], env[grubenv.Copy1Offset:grubenv.Copy1Offset+grubenv.BlockSize])
-	copy(disk[envStart:], env)
-	m := start(t, disk, "-drive", "file=DISK,format=raw,if=ide")
-	said, slot := m.boot()
+	copy(disk[lab.Env:], env)
+	m := lab.Start(t, disk, "-drive", "file=DISK,format=raw,if=ide")
+	said, slot := m.Boot()
 	require.Equal(t, []string{"tandem: slot a (good; the try of slot b could not be saved)"}, said)
 	require.Equal(t, "a", slot)
-	require.Equal(t, env[:grubenv.LedgerOffset], m.env())
+	require.Equal(t, env[:grubenv.LedgerOffset], m.Env())
 	written := make([]byte, grubenv.SectorSize)
-	_, err := m.disk.ReadAt(written, envStart+grubenv.LedgerOffset)
+	_, err := m.Disk.ReadAt(written, lab.Env+grubenv.LedgerOffset)
 	require.NoError(t, err)
 	require.Contains(t, string(written), "tries=2", "GRUB wrote, and believed that it saved")
 }
@@ -181,18 +182,18 @@ func TestGRUBWriteElsewhere(t *testing.T) {
 // GRUB arms the watchdog before the slot starts: a slot that hangs before it has
 // any driver is reset, counted, and given up for the good one.
 func TestGRUBWatchdog(t *testing.T) {
-	tools(t, "qemu-system-x86_64", "grub-mkimage", "sgdisk", "mkfs.vfat", "mcopy", "/usr/lib/grub/i386-pc/boot.img")
+	lab.BIOS(t)
 	p := board
 	p.Watchdog, p.WatchdogSeconds = "i6300esb", 4
-	disk := biosDisk(t, p)
+	disk := lab.BIOSDisk(t, p)
 	r := trial
 	r.Tries = 2
-	copy(disk[envStart:], grubenv.Image(r))
-	m := start(t, disk, "-drive", "file=DISK,format=raw,if=ide", "-device", "i6300esb", "-action", "watchdog=reset")
+	copy(disk[lab.Env:], grubenv.Image(r))
+	m := lab.Start(t, disk, "-drive", "file=DISK,format=raw,if=ide", "-device", "i6300esb", "-action", "watchdog=reset")
 	for _, want := range []string{"tandem: slot b (trial, 1 left)", "tandem: slot b (trial, 0 left)", "tandem: slot a (good; slot b has used up its tries)"} {
-		said, _ := m.boot()
+		said, _ := m.Boot()
 		require.Equal(t, []string{want}, said)
-		m.waitEvent("WATCHDOG")
+		m.WaitEvent("WATCHDOG")
 	}
 }
 
@@ -200,34 +201,34 @@ func TestGRUBWatchdog(t *testing.T) {
 // firmware's disk driver.
 func TestGRUBUnderUEFI(t *testing.T) {
 	code, vars := "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
-	tools(t, "qemu-system-x86_64", "grub-mkimage", "sgdisk", "mkfs.vfat", "mcopy", "/usr/lib/grub/x86_64-efi/chain.mod", code, vars)
+	lab.Tools(t, "qemu-system-x86_64", "grub-mkimage", "sgdisk", "mkfs.vfat", "mcopy", "/usr/lib/grub/x86_64-efi/chain.mod", code, vars)
 	script, err := grubenv.Config(board)
 	require.NoError(t, err)
-	disk := partitioned(t, "ef00")
-	copy(disk[mib:], fat(t, 9*mib, "/EFI/BOOT/BOOTX64.EFI", grubImage(t, "x86_64-efi", script, grubenv.Modules(board)...)))
-	for at, name := range map[int64]string{slotA: "a", slotB: "b"} {
+	disk := lab.Partitioned(t, "ef00")
+	copy(disk[lab.First:], lab.FAT(t, 9<<20, "/EFI/BOOT/BOOTX64.EFI", lab.GRUBImage(t, "x86_64-efi", script, grubenv.Modules(board)...)))
+	for at, name := range map[int64]string{lab.BootA: "a", lab.BootB: "b"} {
 		// The slot's program is a second GRUB, which says who it is and stops.
-		program := grubImage(t, "x86_64-efi", "serial\nterminal_output serial\necho 'SLOT "+name+"'\nsleep 1000\n",
+		program := lab.GRUBImage(t, "x86_64-efi", "serial\nterminal_output serial\necho 'SLOT "+name+"'\nsleep 1000\n",
 			"memdisk", "tar", "normal", "serial", "terminal", "echo", "sleep")
-		copy(disk[at:], fat(t, 2*mib, grubenv.ImagePath, program))
+		copy(disk[at:], lab.FAT(t, lab.BootSize, grubenv.ImagePath, program))
 	}
 	r := trial
 	r.Tries = 1
-	copy(disk[envStart:], grubenv.Image(r))
+	copy(disk[lab.Env:], grubenv.Image(r))
 	store := t.TempDir() + "/vars"
 	content, err := os.ReadFile(vars)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(store, content, 0o600))
-	m := start(t, disk, "-machine", "q35", "-drive", "if=pflash,format=raw,readonly=on,file="+code, "-drive", "if=pflash,format=raw,file="+store,
+	m := lab.Start(t, disk, "-machine", "q35", "-drive", "if=pflash,format=raw,readonly=on,file="+code, "-drive", "if=pflash,format=raw,file="+store,
 		"-drive", "if=none,id=d0,format=raw,file=DISK", "-device", "virtio-blk-pci,drive=d0,bootindex=1")
 	env := image(r)
 	for range 2 {
-		said, slot := m.boot()
+		said, slot := m.Boot()
 		did := GRUB(env, World{})
 		require.Equal(t, did.Lines, said)
 		require.Equal(t, string(did.Slot), slot)
-		require.True(t, bytes.Equal(did.Env, m.env()))
+		require.True(t, bytes.Equal(did.Env, m.Env()))
 		env = did.Env
-		m.command("system_reset")
+		m.Command("system_reset")
 	}
 }

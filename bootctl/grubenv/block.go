@@ -109,7 +109,7 @@ func Parse(block []byte) (Copy, error) {
 	}
 	var body strings.Builder
 	for _, name := range names[:len(names)-1] {
-		fmt.Fprintf(&body, "%s=%s\n", name, values[name])
+		body.WriteString(name + "=" + values[name] + "\n")
 	}
 	c, ok := byBody[body.String()]
 	if !ok {

@@ -19,10 +19,12 @@ package datafile
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // FS is what this package needs of a file system; [OS] is the real one. Errors are
@@ -50,11 +52,26 @@ type OS struct{}
 
 var _ FS = OS{}
 
-// OpenFile implements FS.
+// ErrNoFile means that something else is where a file should be: a pipe, a link, a
+// device. Somebody had the disk in hand; callers do as if the file were damaged.
+var ErrNoFile = errors.New("not a regular file")
+
+// OpenFile implements FS. It opens files and folders only: a pipe would hold up the
+// boot for ever, and a link lead a write to any device.
 func (OS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
-	f, err := os.OpenFile(name, flag, perm)
+	f, err := os.OpenFile(name, flag|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, perm)
+	if errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENXIO) { // a link; a pipe nobody reads
+		return nil, fmt.Errorf("%w: %w", ErrNoFile, err)
+	}
 	if err != nil {
 		return nil, err // and not a File that holds a nil
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+		err = fmt.Errorf("open %s: %w: %s", name, ErrNoFile, info.Mode().Type())
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }

@@ -10,5 +10,6 @@ func all() []Attack {
 		metadataAttacks,
 		statementAttacks,
 		deltaAttacks,
+		recordAttacks,
 	)
 }

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -282,8 +283,11 @@ func (c *Client) updateTargets(ctx context.Context, f Fetcher, now time.Time, na
 	if err := next.head.current(now); err != nil {
 		return fmt.Errorf("targets metadata: %w", err)
 	}
-	if err := c.store.Put("targets.json", data); err != nil {
-		return err
+	// Every connection brings the device here: what it has must not be written each time.
+	if have, err := c.stored("targets.json"); err != nil || !bytes.Equal(have, data) {
+		if err := c.store.Put("targets.json", data); err != nil {
+			return err
+		}
 	}
 	c.targets = next
 	return nil

@@ -134,6 +134,24 @@ func TestUpdatePowerCut(t *testing.T) {
 	}
 }
 
+// A device looks for news whenever it gets a connection. Where there are none it writes
+// nothing, and so a store that takes nothing is no reason to fail; online and from a stick.
+func TestNoNewsNoWrite(t *testing.T) {
+	files := newWorld(t).publish()
+	for _, online := range []bool{true, false} {
+		store := memory{}
+		for range 2 {
+			c, err := trust.Open(store, files["1.root.json"])
+			require.NoError(t, err)
+			require.NoError(t, c.Update(ctx, files, trust.Options{Online: online, Now: today}))
+		}
+		c, err := trust.Open(&failing{memory: store}, files["1.root.json"])
+		require.NoError(t, err)
+		require.NoError(t, c.Update(ctx, files, trust.Options{Online: online, Now: today}), "online: %v", online)
+		require.Equal(t, int64(1), c.TargetsVersion())
+	}
+}
+
 // Absurdly high versions, signed with a stolen key, are forgotten when a new
 // root changes the role's keys, even where the old key stays one of them (TUF
 // 5.3.11); go-tuf forgets them only when no old key stays.

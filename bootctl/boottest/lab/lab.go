@@ -1,4 +1,13 @@
-package boottest
+// Package lab is the real GRUB on a small disk in QEMU, a third of a second per
+// boot: what a loader's model is compared with, and what disks are tried on that a
+// power cut may have left.
+//
+// The slots of such a disk are programs of a few bytes that print a line, by
+// convention "SLOT a" or "SLOT b", and stop; the test then looks at the disk, changes
+// it, and resets the machine.
+//
+// Tests that use it skip where QEMU or GRUB is not installed, and fail there in CI.
+package lab
 
 import (
 	"archive/tar"
@@ -20,24 +29,41 @@ import (
 	"github.com/tandem-ota/tandem/bootctl/grubenv"
 )
 
-// Real GRUB on a small disk in QEMU. Its slots are programs of a few bytes that
-// print "SLOT a" or "SLOT b" and stop; the test then looks at the disk, changes
-// it, and resets the machine.
+const mib = 1 << 20
 
+// Where the partitions of a disk are, in bytes. Behind those that GRUB looks at are
+// two for root file systems, which are empty.
 const (
-	mib      = 1 << 20
-	envStart = 10 * mib // partition 2
-	slotA    = 11 * mib // partition 3, of 2 MiB
-	slotB    = 13 * mib // partition 4, of 2 MiB
-	diskSize = 16 * mib
+	First    = 1 * mib  // partition 1, of 9 MiB: GRUB itself
+	Env      = 10 * mib // partition 2, of 1 MiB
+	BootA    = 11 * mib // partition 3, of BootSize
+	BootB    = 13 * mib // partition 4, of BootSize
+	RootA    = 15 * mib // partition 5, of RootSize
+	RootB    = 19 * mib // partition 6, of RootSize
+	BootSize = 2 * mib
+	RootSize = 4 * mib
 
-	// A loaded machine slows the guest down; the longest boot seen took 10 s.
-	bootTimeout = 90 * time.Second
+	diskSize = 24 * mib
 )
 
-// tools skips the test, or fails it in CI, if one of the programs or files is
-// not there.
-func tools(t *testing.T, names ...string) {
+// A loaded machine slows the guest down; the longest boot seen took 10 s.
+const bootTimeout = 90 * time.Second
+
+// Params are the boot script's for such a disk.
+func Params() grubenv.Params {
+	return grubenv.Params{Env: 2, BootA: 3, BootB: 4, Serial: 0}
+}
+
+// BIOS skips the test, or fails it in CI, if something is missing that [BIOSDisk] and
+// [Start] need.
+func BIOS(t *testing.T) {
+	t.Helper()
+	Tools(t, "qemu-system-x86_64", "grub-mkimage", "sgdisk", "mkfs.vfat", "mcopy", "/usr/lib/grub/i386-pc/boot.img")
+}
+
+// Tools skips the test, or fails it in CI, if one of the programs or files is not
+// there.
+func Tools(t *testing.T, names ...string) {
 	t.Helper()
 	for _, name := range names {
 		_, err := exec.LookPath(name)
@@ -60,8 +86,8 @@ func run(t *testing.T, name string, args ...string) {
 	require.NoError(t, err, "%s %s\n%s", name, strings.Join(args, " "), out)
 }
 
-// grubImage makes a GRUB with the script in its memory disk.
-func grubImage(t *testing.T, platform, script string, modules ...string) []byte {
+// GRUBImage makes a GRUB with the script in its memory disk.
+func GRUBImage(t *testing.T, platform, script string, modules ...string) []byte {
 	t.Helper()
 	dir := t.TempDir()
 	var memdisk bytes.Buffer
@@ -78,23 +104,24 @@ func grubImage(t *testing.T, platform, script string, modules ...string) []byte 
 	return image
 }
 
-// partitioned returns a disk with the board's partition table; type of the first
+// Partitioned returns a disk with the board's partition table; type of the first
 // partition as sgdisk names it.
-func partitioned(t *testing.T, first string) []byte {
+func Partitioned(t *testing.T, first string) []byte {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	require.NoError(t, os.Truncate(file, diskSize))
 	run(t, "sgdisk", "-o", "-n", "1:2048:+9M", "-t", "1:"+first, "-c", "1:esp", "-n", "2:0:+1M", "-c", "2:env",
-		"-n", "3:0:+2M", "-c", "3:boot_a", "-n", "4:0:+2M", "-c", "4:boot_b", file)
+		"-n", "3:0:+2M", "-c", "3:boot_a", "-n", "4:0:+2M", "-c", "4:boot_b",
+		"-n", "5:0:+4M", "-c", "5:root_a", "-n", "6:0:+4M", "-c", "6:root_b", file)
 	disk, err := os.ReadFile(file)
 	require.NoError(t, err)
 	return disk
 }
 
-// fat returns a FAT file system of the given size with one file, or none if the
+// FAT returns a FAT file system of the given size with one file, or none if the
 // path is empty.
-func fat(t *testing.T, size int64, path string, content []byte) []byte {
+func FAT(t *testing.T, size int64, path string, content []byte) []byte {
 	t.Helper()
 	dir := t.TempDir()
 	image, file := filepath.Join(dir, "fat"), filepath.Join(dir, "file")
@@ -115,16 +142,16 @@ func fat(t *testing.T, size int64, path string, content []byte) []byte {
 	return b
 }
 
-// biosDisk returns a disk from which SeaBIOS boots GRUB with the script of p.
-func biosDisk(t *testing.T, p grubenv.Params) []byte {
+// BIOSDisk returns a disk from which SeaBIOS boots GRUB with the script of p.
+func BIOSDisk(t *testing.T, p grubenv.Params) []byte {
 	t.Helper()
 	script, err := grubenv.Config(p)
 	require.NoError(t, err)
-	core := grubImage(t, "i386-pc", script, append([]string{"biosdisk"}, grubenv.Modules(p)...)...)
+	core := GRUBImage(t, "i386-pc", script, append([]string{"biosdisk"}, grubenv.Modules(p)...)...)
 	core = append(core, make([]byte, -len(core)&511)...)
 	boot, err := os.ReadFile("/usr/lib/grub/i386-pc/boot.img")
 	require.NoError(t, err)
-	disk := partitioned(t, "ef02")
+	disk := Partitioned(t, "ef02")
 	// What grub-bios-setup does: the boot sector gets the number of core.img's
 	// first sector (byte 0x5c), and that sector where the rest is: start, length
 	// and the segment to load it to (byte 0x1f4).
@@ -135,16 +162,16 @@ func biosDisk(t *testing.T, p grubenv.Params) []byte {
 	le.PutUint64(core[0x1f4:], first+1)
 	le.PutUint16(core[0x1fc:], uint16(len(core)/512-1))
 	le.PutUint16(core[0x1fe:], 0x820)
-	copy(disk[mib:envStart], core)
-	for at, name := range map[int64]string{slotA: "a", slotB: "b"} {
-		copy(disk[at:], fat(t, 2*mib, grubenv.ImagePath, bootSector("SLOT "+name)))
+	copy(disk[mib:Env], core)
+	for at, name := range map[int64]string{BootA: "a", BootB: "b"} {
+		copy(disk[at:], FAT(t, BootSize, grubenv.ImagePath, BootSector("SLOT "+name)))
 	}
 	return disk
 }
 
-// bootSector is a program for a PC's real mode that sends a line to the first
+// BootSector is a program for a PC's real mode that sends a line to the first
 // serial port and stops.
-func bootSector(line string) []byte {
+func BootSector(line string) []byte {
 	code := []byte{
 		0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0xfc, // cli; xor ax,ax; mov ds,ax; cld
 		0xbe, 0x24, 0x7c, // mov si, 0x7c24
@@ -162,26 +189,26 @@ func bootSector(line string) []byte {
 	return sector
 }
 
-// machine is a running QEMU.
-type machine struct {
-	t     *testing.T
-	disk  *os.File
+// Machine is a running QEMU.
+type Machine struct {
+	T     *testing.T // that fails if something does
+	Disk  *os.File   // may be changed while the machine stands still in a slot
 	lines chan string
 	qmp   net.Conn
 }
 
-// start switches a machine on. Its first boot begins at once.
-func start(t *testing.T, disk []byte, args ...string) *machine {
+// Start switches a machine on. Its first boot begins at once.
+func Start(t *testing.T, disk []byte, args ...string) *Machine {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "boottest") // a socket's path must be short
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	file, socket := filepath.Join(dir, "disk"), filepath.Join(dir, "qmp")
 	require.NoError(t, os.WriteFile(file, disk, 0o600))
-	m := &machine{t: t, lines: make(chan string, 64)}
-	m.disk, err = os.OpenFile(file, os.O_RDWR, 0)
+	m := &Machine{T: t, lines: make(chan string, 64)}
+	m.Disk, err = os.OpenFile(file, os.O_RDWR, 0)
 	require.NoError(t, err)
-	t.Cleanup(func() { m.disk.Close() })
+	t.Cleanup(func() { m.Disk.Close() })
 	for i := range args {
 		args[i] = strings.ReplaceAll(args[i], "DISK", file)
 	}
@@ -205,25 +232,25 @@ func start(t *testing.T, disk []byte, args ...string) *machine {
 	require.NoError(t, listener.(*net.UnixListener).SetDeadline(time.Now().Add(bootTimeout)))
 	m.qmp, err = listener.Accept()
 	require.NoError(t, err)
-	m.command("qmp_capabilities")
+	m.Command("qmp_capabilities")
 	return m
 }
 
-func (m *machine) command(name string) {
-	m.t.Helper()
+func (m *Machine) Command(name string) {
+	m.T.Helper()
 	_, err := fmt.Fprintf(m.qmp, `{"execute":%q}`+"\n", name)
-	require.NoError(m.t, err)
+	require.NoError(m.T, err)
 }
 
-// boot waits until a slot runs or none does, and returns what GRUB said about it
+// Boot waits until a slot runs or none does, and returns what GRUB said about it
 // and which one.
-func (m *machine) boot() (said []string, slot string) {
-	m.t.Helper()
+func (m *Machine) Boot() (said []string, slot string) {
+	m.T.Helper()
 	timeout := time.After(bootTimeout)
 	for {
 		select {
 		case line, ok := <-m.lines:
-			require.True(m.t, ok, "QEMU ended; GRUB said %q", said)
+			require.True(m.T, ok, "QEMU ended; GRUB said %q", said)
 			if i := strings.Index(line, "tandem: "); i >= 0 {
 				line = strings.TrimSpace(line[i:])
 				if !strings.HasPrefix(line, "tandem: watchdog") {
@@ -237,35 +264,35 @@ func (m *machine) boot() (said []string, slot string) {
 				return said, line[i+5 : i+6]
 			}
 		case <-timeout:
-			require.Fail(m.t, "no slot came up", "GRUB said %q", said)
+			require.Fail(m.T, "no slot came up", "GRUB said %q", said)
 		}
 	}
 }
 
-// env reads the copies' part of the environment partition.
-func (m *machine) env() []byte {
-	m.t.Helper()
+// Env reads the copies' part of the environment partition.
+func (m *Machine) Env() []byte {
+	m.T.Helper()
 	b := make([]byte, grubenv.LedgerOffset)
-	_, err := m.disk.ReadAt(b, envStart)
-	require.NoError(m.t, err)
+	_, err := m.Disk.ReadAt(b, Env)
+	require.NoError(m.T, err)
 	return b
 }
 
-// put writes to the disk while the machine stands still in a slot.
-func (m *machine) put(b []byte, at int64) {
-	m.t.Helper()
-	_, err := m.disk.WriteAt(b, at)
-	require.NoError(m.t, err)
+// Put writes to the disk while the machine stands still in a slot.
+func (m *Machine) Put(b []byte, at int64) {
+	m.T.Helper()
+	_, err := m.Disk.WriteAt(b, at)
+	require.NoError(m.T, err)
 }
 
-// waitEvent returns when QEMU reports the event.
-func (m *machine) waitEvent(name string) {
-	m.t.Helper()
-	require.NoError(m.t, m.qmp.SetReadDeadline(time.Now().Add(bootTimeout)))
+// WaitEvent returns when QEMU reports the event.
+func (m *Machine) WaitEvent(name string) {
+	m.T.Helper()
+	require.NoError(m.T, m.qmp.SetReadDeadline(time.Now().Add(bootTimeout)))
 	d := json.NewDecoder(m.qmp)
 	for {
 		var message struct{ Event string }
-		require.NoError(m.t, d.Decode(&message))
+		require.NoError(m.T, d.Decode(&message))
 		if message.Event == name {
 			return
 		}

@@ -1,0 +1,33 @@
+// Package crosscheck compares what our own tests believe with what others see: the
+// device program as it is shipped, on a workbench, under tools that are not ours.
+//
+//   - TestRecorder: QEMU's blklogwrites records an installation by the program, and
+//     partition/disktest records the same one by package updater; the logs are equal.
+//   - TestReplay: disks as a power cut may have left them, made from QEMU's log, boot in
+//     the real GRUB; it chooses what the model says, and what it chooses is whole.
+//   - TestStrace: strace fails system calls, and kills the program at them.
+//   - TestBlkdebug: QEMU's blkdebug fails sectors under the program.
+//   - TestGRUBKilled: QEMU is killed at any moment while GRUB counts tries.
+//
+// A sample of each runs in CI; TANDEM_LONG=1 runs all (make proof).
+//
+// # What this does not prove
+//
+// No hardware was harmed. The medium is a file: there is no flash with erase blocks,
+// wear, read disturb or pages that a failing supply leaves half-programmed, and no
+// controller that remaps, loses its own tables, or writes what nobody asked for.
+//
+// A flush is believed. A disk that says "flushed" and keeps the data in volatile memory,
+// or reorders writes across a flush, can lose what the program was told is safe; no
+// program can survive that in general. What the tests of packages updater and disktest
+// show for such disks is only that nothing unverified boots.
+//
+// Killing a process, or QEMU, loses no write that it has made: the host's page cache has
+// it. What is lost or torn with the power is replayed from the logs instead, by rules
+// (package disktest) that are a model, if a harsh one.
+//
+// The program finds regular files in the place of partitions. The kernel's block layer
+// and its page cache on block devices are passed only in the stories (package tests),
+// in a virtual machine. GRUB is Debian's 2.06 for BIOS; under UEFI it reads and writes
+// through the firmware, which is tried in package boottest and in the stories.
+package crosscheck

@@ -1,0 +1,91 @@
+package workbench
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/bootctl/bootreport"
+	"github.com/tandem-ota/tandem/bootctl/grubenv"
+	"github.com/tandem-ota/tandem/partition/disktest"
+	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater"
+	"github.com/tandem-ota/tandem/updater/external"
+	"github.com/tandem-ota/tandem/updater/health"
+	"github.com/tandem-ota/tandem/updater/manifest"
+	"github.com/tandem-ota/tandem/updater/release"
+	"github.com/tandem-ota/tandem/updater/trust"
+)
+
+// Record makes the installation in this process that `updater install -hold -full`
+// makes on a bench with the same disk, and returns what partition/disktest recorded of
+// it: all disks together, and each one, as [Bench.Watched] does.
+func (g *Goods) Record(t *testing.T, disk Disk, running, version string) (whole []Entry, parts map[string][]Entry) {
+	t.Helper()
+	bench := disktest.NewBench()
+	disks := map[string]*disktest.Disk{}
+	for _, p := range Parts {
+		disks[p.Label] = bench.Disk(disk[p.Label])
+	}
+	client, err := trust.Open(trust.Dir(t.TempDir()), g.anchor)
+	require.NoError(t, err)
+	id := 0
+	u, err := updater.New(updater.Parts{
+		Device: "bench", Board: board, Agent: "test",
+		Boot:   bootreport.Boot{Slot: "a", Manifest: string(g.Release(running).Digest), Version: running, Data: bootreport.DataMounted, BootID: "bench-1"},
+		Record: grubenv.Open(disks["env"]), Slots: slotsOf(disks), Store: trust.Dir(t.TempDir()), Keys: g.keys, TUF: client,
+		Link: silent{}, Handlers: external.Handlers{},
+		Check:    func(context.Context, manifest.Check) health.Result { return health.Result{OK: true} },
+		Migrate:  func(context.Context, string, string, int, int) error { return nil },
+		Tail:     func() []string { return nil },
+		Attempts: func() ([]bootreport.Attempt, error) { return nil, nil },
+		Lock:     func() (func(), error) { return func() {}, nil },
+		Reboot:   func(string) error { return nil },
+		Now:      time.Now,
+		NewID:    func() string { id++; return fmt.Sprint(id) },
+		Memory:   24 << 20, Checkpoint: 1 << 20, MaxBegun: 5,
+		Log: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	source, err := release.Open(g.Release(version).Dir)
+	require.NoError(t, err)
+	defer source.Close()
+	require.NoError(t, u.Install(t.Context(), source, updater.Options{Full: transport.FullGo, Hold: true}))
+
+	parts = map[string][]Entry{}
+	for _, op := range bench.Log() {
+		p := Parts[op.Disk]
+		e := Entry{Sync: op.Kind == disktest.Sync, Off: op.Off, Data: op.Data}
+		parts[p.Label] = append(parts[p.Label], e)
+		e.Off += p.Start
+		whole = append(whole, e)
+	}
+	return whole, parts
+}
+
+// slotsOf opens partitions by role; slot a runs.
+type slotsOf map[string]*disktest.Disk
+
+type openDisk struct{ *disktest.Disk }
+
+func (openDisk) Close() error { return nil }
+
+func (s slotsOf) Spare(role string) (updater.Disk, error) { return openDisk{s[role+"_b"]}, nil }
+
+func (s slotsOf) Read(slot bootctl.Slot, role string) (updater.Disk, error) {
+	return openDisk{s[role+"_"+string(slot)]}, nil
+}
+
+// silent is a link to nobody.
+type silent struct{}
+
+func (silent) Report(transport.State) error      { return nil }
+func (silent) Event(transport.Event) error       { return nil }
+func (silent) Progress(transport.Progress) error { return nil }
+func (silent) Verdict(transport.Verdict) error   { return nil }
+func (silent) Up() bool                          { return false }

@@ -1,0 +1,257 @@
+package updater
+
+import (
+	"bytes"
+	"fmt"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/partition"
+	"github.com/tandem-ota/tandem/partition/disktest"
+	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/manifest"
+	"github.com/tandem-ota/tandem/updater/trust"
+)
+
+// What an update may write: the blocks in which the spare slot differs from the new
+// system, with some room for a block that a power cut makes it write twice, and so many
+// sectors of flash for what it keeps about itself: slot record, boot record, journal and
+// the log of the trial.
+//
+// A block is what partition.Writer compares and writes, 4 KiB; a sector of flash is as
+// large.
+const (
+	wearRatio  = 1.05
+	wearSector = partition.BlockSize
+	wearSpare  = 8 * wearSector
+)
+
+// wear is what was written to the disks of a device, in bytes by what it is for.
+type wear struct {
+	images, record, boot, journal int64
+	syncs                         int
+}
+
+func (w wear) metadata() int64 { return w.record + w.boot + w.journal }
+
+func (w wear) String() string {
+	return fmt.Sprintf("images %d, slot record %d, boot record %d, journal and trial log %d; %d syncs", w.images, w.record, w.boot, w.journal, w.syncs)
+}
+
+// worn adds up what a bench has recorded.
+func (d *device) worn(log []disktest.Op) wear {
+	var w wear
+	for _, op := range log {
+		n := int64(len(op.Data))
+		switch {
+		case op.Kind == disktest.Sync:
+			w.syncs++
+		case op.Disk == envDisk:
+			w.boot += n
+		case op.Disk == dataDisk:
+			w.journal += n
+		case (op.Disk == rootA || op.Disk == rootB) && op.Off >= d.disks[op.Disk].Size()-partition.RecordSize:
+			w.record += n
+		default:
+			w.images += n
+		}
+	}
+	return w
+}
+
+// changed is how many bytes of blocks a slot has that differ from a release.
+func (d *device) changed(s bootctl.Slot, version string) int64 {
+	var sum int64
+	for role, image := range d.w.by[version].images {
+		if role != "boot" && role != "root" {
+			continue
+		}
+		have := make([]byte, len(image))
+		n, err := d.part(s, role).ReadMedium(have, 0)
+		require.NoError(d.t, err)
+		require.Len(d.t, image, n)
+		for at := 0; at < len(image); at += partition.BlockSize {
+			end := min(at+partition.BlockSize, len(image))
+			if !bytes.Equal(have[at:end], image[at:end]) {
+				sum += int64(end - at)
+			}
+		}
+	}
+	return sum
+}
+
+// Flash lives as long as little is written to it. From the fleet's order to the commit,
+// over all disks and whoever writes (the loader that counts a try, too), an update writes
+// the blocks that change and a few sectors about itself; so it does where the link breaks
+// or the program ends in the middle of it, since a block that is right is not written again.
+func TestWearOfUpdate(t *testing.T) {
+	breaks := func(times int) func(s *source) {
+		n := 0
+		return func(s *source) {
+			s.onRead = func(manifest.Digest, int64, []byte) error {
+				if n < times && s.moved > leaf/2 {
+					n++
+					return syscall.ECONNRESET
+				}
+				return nil
+			}
+		}
+	}
+	dead := func(s *source) {
+		s.onRead = func(manifest.Digest, int64, []byte) error {
+			if s.moved > leaf/2 {
+				return syscall.ECONNREFUSED
+			}
+			return nil
+		}
+	}
+	stalls := func(s *source) {
+		s.onRead = func(manifest.Digest, int64, []byte) error { s.block = s.moved > 2*leaf; return nil }
+	}
+	var ratio float64
+	var spare int64
+	for _, c := range []struct {
+		name, runs, spare, goal string
+		meets                   func(s *source)
+		restarts                int
+	}{
+		{"by deltas, into a new slot", "1.0.0", "", "2.0.0", nil, 0},
+		{"by deltas, over an older system", "1.0.0", "0.9.0", "2.0.0", nil, 0},
+		{"by deltas, over the same system", "1.0.0", "2.0.0", "2.0.0", nil, 0},
+		{"by indexes, over an older system", "1.0.0", "0.9.0", "3.3.0-index", nil, 0},
+		{"by indexes, all of it new", "1.0.0", "0.9.0", "3.5.0-alien", nil, 0},
+		{"in full, into a new slot", "1.0.0", "", "4.0.0-full", nil, 0},
+		{"in full, over an older system", "1.0.0", "0.9.0", "4.0.0-full", nil, 0},
+		{"in full, and the link breaks five times", "1.0.0", "0.9.0", "4.0.0-full", breaks(5), 0},
+		{"by deltas, and the link breaks three times", "1.0.0", "0.9.0", "2.0.0", breaks(3), 0},
+		{"in full, and the program is started again twice", "1.0.0", "0.9.0", "4.0.0-full", stalls, 2},
+		{"in full, and the server does not answer for a week", "1.0.0", "0.9.0", "4.0.0-full", dead, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				f := newDevice(t, c.runs, c.spare).follow()
+				f.u.p.Checkpoint = 4 << 20 // as on a device
+				changed, log := f.changed(f.u.spare(), c.goal), f.disks[0].Bench()
+				before := len(log.Log())
+				f.serves(c.meets)
+				order := f.desired(c.goal)
+				order.Full = transport.FullGo
+				f.want(1, order)
+				time.Sleep(7 * 24 * time.Hour)
+				for i := range c.restarts {
+					if i+1 == c.restarts {
+						f.serves(nil)
+					}
+					f.stop()
+					f.u = f.start()
+					f.u.p.Checkpoint = 4 << 20
+					f.again()
+					synctest.Wait()
+				}
+				f.serves(nil)
+				time.Sleep(time.Hour)
+				f.stop()
+				f.u = f.powerOn()
+				f.u.running.Manifest.Trial.WindowSeconds, f.u.running.Manifest.Trial.DeadlineSeconds = 600, 1200
+				require.NoError(t, f.u.Resume(ctx))
+				f.settled(f.u, c.goal)
+				f.again()
+				time.Sleep(time.Hour) // what is written after a commit counts
+				f.stop()
+
+				w := f.worn(log.Log()[before:])
+				t.Logf("changed %d; written: %s", changed, w)
+				require.LessOrEqual(t, float64(w.images), wearRatio*float64(changed))
+				require.LessOrEqual(t, float64(w.images+w.metadata()), wearRatio*float64(changed)+wearSpare)
+				if changed > 0 {
+					ratio = max(ratio, float64(w.images)/float64(changed))
+				}
+				spare = max(spare, w.metadata())
+			})
+		})
+	}
+	t.Attr("wear-ratio-worst", fmt.Sprintf("%.3f", ratio))
+	t.Attr("wear-metadata-sectors-worst", fmt.Sprintf("%.1f", float64(spare)/wearSector))
+}
+
+// counting is a store of TUF metadata that counts what is written.
+type counting struct {
+	memoryStore
+	writes *int
+}
+
+func (c counting) Put(name string, data []byte) error {
+	*c.writes++
+	return c.memoryStore.Put(name, data)
+}
+
+// on starts the program and has it follow its fleet.
+func (f *following) on(writes *int) {
+	f.u = f.start()
+	var err error
+	f.u.p.TUF, err = trust.Open(counting{f.tuf, writes}, f.w.anchor)
+	require.NoError(f.t, err)
+	f.again()
+}
+
+// A device that has nothing to do writes nothing, for months: not when the link comes and
+// goes, not when the broker repeats its order on every connection, not when it is switched
+// off and on; and just so where it refused the order, or waits for leave to follow it.
+func TestIdleDeviceWritesNothing(t *testing.T) {
+	const days = 30
+	written := 0
+	for _, c := range []struct {
+		name, wants string
+		full        string
+		sick        string
+	}{
+		{"it runs what it should", "1.0.0", "", ""},
+		{"it was updated", "2.0.0", "", ""},
+		{"it refused an older release", "0.9.0", transport.FullGo, ""},
+		{"it waits for leave to go in full", "3.0.0", transport.FullWait, ""},
+		{"it went back from a bad release", "2.0.0", "", "2.0.0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				d := newDevice(t, "1.0.0", "")
+				d.sick[c.sick] = "works"
+				f := d.follow()
+				order := f.desired(c.wants)
+				order.Full = c.full
+				statement := f.w.statement(t, me, 1, order)
+				f.wants <- statement
+				time.Sleep(time.Hour)
+				f.stop()
+				writes := 0
+				f.on(&writes)
+				time.Sleep(time.Hour)
+
+				before, boots := f.ops(), f.boots
+				for day := range days {
+					for range 6 {
+						f.linkUp = false
+						time.Sleep(11 * time.Minute)
+						f.linkUp = true
+						f.wants <- statement
+						time.Sleep(4*time.Hour - 11*time.Minute)
+					}
+					require.Equal(t, before, f.ops(), "day %d", day)
+					require.Zero(t, writes, "metadata, day %d", day)
+					f.stop()
+					f.on(&writes)
+				}
+				f.stop()
+				require.Equal(t, days, f.boots-boots)
+				written += f.ops() - before + writes
+				require.Zero(t, written)
+			})
+		})
+	}
+	t.Attr("idle-days", fmt.Sprint(days))
+	t.Attr("idle-writes", fmt.Sprint(written))
+}
