@@ -89,7 +89,7 @@ func (l *lab) passes(ctx context.Context, test string) error {
 
 // binary returns the tests of a test's package as a program in folder, built once.
 func (l *lab) binary(ctx context.Context, built map[string]string, test, folder string, flags ...string) (string, error) {
-	pkg, _, _ := strings.Cut(test, " ")
+	_, pkg, _ := command(test)
 	if path, ok := built[pkg]; ok {
 		return path, nil
 	}
@@ -103,8 +103,26 @@ func (l *lab) binary(ctx context.Context, built map[string]string, test, folder 
 	return path, nil
 }
 
-// What a test binary says.
+// command takes "NAME=value ./package -run NAME" apart; the flags are a test binary's.
+func command(test string) (env []string, pkg string, flags []string) {
+	for field := range strings.FieldsSeq(test) {
+		switch {
+		case pkg != "":
+			flags = append(flags, ours.ReplaceAllString(field, "-test.$1"))
+		case strings.Contains(field, "="):
+			env = append(env, field)
+		default:
+			pkg = field
+		}
+	}
+	return env, pkg, flags
+}
+
 var (
+	// ours are the flags of go test that a test binary knows by another name.
+	ours = regexp.MustCompile(`^-(run|skip)\b`)
+
+	// What a test binary says.
 	failed = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
 	passed = regexp.MustCompile(`(?m)^\s*--- PASS: (\S+)`)
 	began  = regexp.MustCompile(`(?m)^=== RUN +(\S+)`)
@@ -112,13 +130,11 @@ var (
 
 // test runs one "./package -run NAME" and returns the first test that failed.
 func (l *lab) test(ctx context.Context, binary, test string) (killer string, err error) {
-	fields := strings.Fields(test)
+	env, pkg, flags := command(test)
 	args := []string{"-test.v", "-test.failfast", "-test.timeout=" + testTime.String()}
-	for _, flag := range fields[1:] {
-		args = append(args, regexp.MustCompile(`^-(run|skip)$`).ReplaceAllString(flag, "-test.$1"))
-	}
-	cmd := exec.CommandContext(ctx, binary, args...)
-	cmd.Dir = filepath.Join(l.root, fields[0])
+	cmd := exec.CommandContext(ctx, binary, append(args, flags...)...)
+	cmd.Dir = filepath.Join(l.root, pkg)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.WaitDelay = time.Second // for what a test has started that died
 	out, wrong := cmd.CombinedOutput()
 	// Of nested tests the innermost says most.

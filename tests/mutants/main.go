@@ -21,7 +21,8 @@
 //	Peer: who had it, if somebody did
 //	Near: what it stands for, where our code cannot have the bug that is known by that name
 //	Class: the kind of test that has to kill it (mutant.go)
-//	Test: ./package -run NAME; the cheapest that does. Several lines are tried in their order.
+//	Test: ./package -run NAME, with NAME=value in front for its environment; the cheapest that
+//	 does. Several lines are tried in their order.
 package main
 
 import (

@@ -31,16 +31,16 @@ type scored struct {
 // The tests that are left out need QEMU or minutes: a mutant that only they kill counts as one
 // that lives.
 var scores = []scored{
-	{"bootctl", []string{"./bootctl", "./bootctl/boottest -test.run=^TestGrubenvConforms$"}},
+	{"bootctl", []string{"./bootctl", "./bootctl/boottest -run=^TestGrubenvConforms$"}},
 	{"bootctl/bootreport", []string{"./bootctl/bootreport"}},
-	{"bootctl/early", []string{"./bootctl/early -test.skip=^TestSlot$|^TestESBArmed$"}},
-	{"bootctl/grubenv", []string{"./bootctl/grubenv -test.skip=^TestParseTorn$", "./bootctl/boottest -test.run=^TestGrubenv|^TestEveryBit$"}},
+	{"bootctl/early", []string{"./bootctl/early -skip=^TestSlot$|^TestESBArmed$"}},
+	{"bootctl/grubenv", []string{"./bootctl/grubenv -skip=^TestParseTorn$", "./bootctl/boottest -run=^TestGrubenv|^TestEveryBit$"}},
 	{"bootctl/watchdog", []string{"./bootctl/watchdog"}},
 	{"partition", []string{"./partition"}},
 	{"partition/verity", []string{"./partition/verity"}},
 	{"updater", []string{
-		"./updater -test.skip=^TestExplorer$|^TestDiskFails$|^TestProgramKilled$",
-		"./updater -test.run=^(TestProgramKilled|TestExplorer)$/^cut$/^(by_deltas,_into|checks_fail$)",
+		"./updater -skip=^TestExplorer$|^TestDiskFails$|^TestProgramKilled$",
+		"./updater -run=^(TestProgramKilled|TestExplorer)$/^cut$/^(by_deltas,_into|checks_fail$)",
 	}},
 }
 
@@ -195,8 +195,8 @@ func (l *lab) link(ctx context.Context, p scored, overlay, folder string) ([]*pr
 		if err != nil {
 			return nil, err
 		}
-		fields := strings.Fields(test)
-		programs = append(programs, &program{path: path, dir: filepath.Join(l.root, fields[0]), args: fields[1:]})
+		_, pkg, flags := command(test)
+		programs = append(programs, &program{path: path, dir: filepath.Join(l.root, pkg), args: flags})
 	}
 	return programs, nil
 }
