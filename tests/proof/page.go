@@ -28,6 +28,21 @@ type Mutant struct {
 	Error    string  `json:"error"`
 }
 
+// Score is what became of random bugs in a package (build/mutation-score.json, make mutants
+// SCORE=60).
+type Score struct {
+	Package string  `json:"package"`
+	Tried   int     `json:"tried"`
+	Killed  int     `json:"killed"`
+	Percent float64 `json:"percent"`
+}
+
+// Bugs are those put in on purpose.
+type Bugs struct {
+	Mutants []Mutant
+	Scores  []Score
+}
+
 // Page is all that is shown.
 type Page struct {
 	Facts    Facts
@@ -98,7 +113,7 @@ var classes = [][2]string{
 }
 
 // Make fills the page with what a run has shown.
-func Make(facts Facts, b *Book, tree Tree, mutants []Mutant) Page {
+func Make(facts Facts, b *Book, tree Tree, bugs Bugs) Page {
 	p := Page{Facts: facts}
 	claimed := map[string]bool{} // figures that are shown somewhere
 	figure := func(key string) string {
@@ -157,8 +172,11 @@ func Make(facts Facts, b *Book, tree Tree, mutants []Mutant) Page {
 	}
 	p.Sections = append(p.Sections, threats)
 
-	section, bars := seeded(mutants, tree.Mutants)
+	section, bars := seeded(bugs.Mutants, tree.Mutants)
 	p.Bars, p.Sections = append(p.Bars, bars...), append(p.Sections, section)
+	if len(bugs.Scores) > 0 {
+		p.Sections = append(p.Sections, scored(bugs.Scores))
+	}
 
 	section, bar := fuzzed(b, tree)
 	p.Bars, p.Sections = append(p.Bars, bar), append(p.Sections, section)
@@ -246,6 +264,15 @@ func seeded(mutants []Mutant, patches int) (Section, []Bar) {
 		{"seeded bugs", fmt.Sprint("at least ", want), fmt.Sprint(len(mutants)), len(mutants) >= want},
 		{"of these noticed", fmt.Sprint(len(mutants)), fmt.Sprint(killed), len(mutants) > 0 && killed == len(mutants)},
 	}
+}
+
+// scored is the table of random bugs. Some of them change nothing that anybody could notice.
+func scored(scores []Score) Section {
+	s := Section{Title: "Random bugs", Intro: "Small changes at random places that some test comes to; at least 80 of 100 have to be noticed.", Head: []string{"package", "tried", "noticed", "percent"}}
+	for _, c := range scores {
+		s.Rows = append(s.Rows, Row{[]string{c.Package, fmt.Sprint(c.Tried), fmt.Sprint(c.Killed), fmt.Sprintf("%.1f", c.Percent)}, state(c.Percent >= 80)})
+	}
+	return s
 }
 
 // fuzzed is the table of the fuzz targets, of which a run of the tests replays the corpora.

@@ -133,7 +133,10 @@ func canned(t *testing.T) Page {
 	require.Equal(t, Failed, b.Packages["updater"])
 	require.Equal(t, Figure{"77", "updater.TestExplorer"}, b.Figures["cuts-c1"])
 	facts := Facts{Commit: "abc <changes>", Date: time.Date(2026, 11, 22, 2, 30, 0, 0, time.UTC), Lines: [][2]string{{"go", "go1 & more"}}}
-	return Make(facts, b, theTree(t), []Mutant{{Name: "no-sync", Class: "C4", KilledBy: "updater.TestExplorer"}, {Name: "blind", Class: "C10"}})
+	return Make(facts, b, theTree(t), Bugs{
+		Mutants: []Mutant{{Name: "no-sync", Class: "C4", KilledBy: "updater.TestExplorer"}, {Name: "blind", Class: "C10"}},
+		Scores:  []Score{{"partition", 60, 51, 85.5}},
+	})
 }
 
 // What was published is on the page, in text and in HTML, and what it says is text there.
@@ -143,7 +146,7 @@ func TestPage(t *testing.T) {
 	var text, html strings.Builder
 	require.NoError(t, p.Text(&text))
 	require.NoError(t, p.HTML(&html))
-	for _, want := range []string{"1,234,567", "77", "SURVIVED", "updater.TestHold FAILED", "updater.TestState skipped", "did not run", "What this does not prove", "tested against", p.Verdict()} {
+	for _, want := range []string{"1,234,567", "77", "SURVIVED", "updater.TestHold FAILED", "updater.TestState skipped", "did not run", "85.5", "What this does not prove", "tested against", p.Verdict()} {
 		require.Contains(t, text.String(), want)
 		require.Contains(t, html.String(), want)
 	}

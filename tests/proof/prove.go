@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,11 +62,11 @@ func Prove(ctx context.Context, o Options) error {
 	if err := o.each(ctx, list, b); err != nil {
 		return err
 	}
-	mutants, err := o.mutants(ctx, facts.Committed)
+	bugs, err := o.bugs(ctx, facts.Committed)
 	if err != nil {
 		fmt.Fprintln(o.Stdout, "proof: seeded bugs:", err)
 	}
-	page := Make(facts, b, tree, mutants)
+	page := Make(facts, b, tree, bugs)
 	if err := o.write(page); err != nil {
 		return err
 	}
@@ -159,9 +160,10 @@ func (o Options) test(ctx context.Context, r Run, b *Book) error {
 	return read
 }
 
-// mutants reads what make mutants found, and has it run where that was not done since the
-// commit.
-func (o Options) mutants(ctx context.Context, committed time.Time) ([]Mutant, error) {
+// bugs reads what make mutants found, and has it run where that was not done since the
+// commit. Random bugs take an hour, and are shown where somebody had them tried.
+func (o Options) bugs(ctx context.Context, committed time.Time) (Bugs, error) {
+	var bugs Bugs
 	path := filepath.Join(o.Out, "mutants.json")
 	if found, err := os.Stat(path); o.Only == "" && (err != nil || found.ModTime().Before(committed)) {
 		fmt.Fprintln(o.Stdout, "seeded bugs: make mutants")
@@ -171,15 +173,22 @@ func (o Options) mutants(ctx context.Context, committed time.Time) ([]Mutant, er
 			fmt.Fprintln(o.Stdout, "proof: make mutants:", err) // what it wrote says which
 		}
 	}
+	err := parse(path, &bugs.Mutants)
+	if scores := parse(filepath.Join(o.Out, "mutation-score.json"), &bugs.Scores); !errors.Is(scores, fs.ErrNotExist) {
+		err = errors.Join(err, scores)
+	}
+	return bugs, err
+}
+
+func parse(path string, into any) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var list []Mutant
-	if err := json.Unmarshal(text, &list); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	return list, nil
+	return nil
 }
 
 func (o Options) write(p Page) error {

@@ -25,7 +25,7 @@ func (p Page) Text(w io.Writer) error {
 	for _, s := range p.Sections {
 		fmt.Fprintf(&b, "\n%s\n%s\n", s.Title, strings.Repeat("=", utf8.RuneCountInString(s.Title)))
 		if s.Intro != "" {
-			b.WriteString(s.Intro + "\n")
+			b.WriteString(wrap(s.Intro, "") + "\n")
 		}
 		table(&b, s.Head, s.Rows)
 	}
@@ -66,14 +66,38 @@ func table(b *strings.Builder, head []string, rows []Row) {
 		line := fmt.Sprintf("%-2s", mark)
 		for i, c := range r.Cells {
 			c = strings.ReplaceAll(c, "\n", "\n      ")
-			if i == len(r.Cells)-1 {
+			switch {
+			case len(r.Cells) == 1:
+				line += wrap(c, "  ")
+			case i == len(r.Cells)-1:
 				line += c
-				continue
+			default:
+				line += c + strings.Repeat(" ", max(0, width[i]-utf8.RuneCountInString(c))) + "  "
 			}
-			line += c + strings.Repeat(" ", max(0, width[i]-utf8.RuneCountInString(c))) + "  "
 		}
 		b.WriteString(strings.TrimRight(line, " ") + "\n")
 	}
+}
+
+// wrap breaks a paragraph into lines, of which all but the first are indented.
+func wrap(text, indent string) string {
+	const width = 100
+	var b strings.Builder
+	at := 0
+	for i, word := range strings.Fields(text) {
+		switch {
+		case i == 0:
+		case at+1+utf8.RuneCountInString(word) > width:
+			b.WriteString("\n" + indent)
+			at = len(indent)
+		default:
+			b.WriteByte(' ')
+			at++
+		}
+		b.WriteString(word)
+		at += utf8.RuneCountInString(word)
+	}
+	return b.String()
 }
 
 // page is self-contained: no script, no font, no picture from elsewhere. Tables become
