@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -237,7 +236,7 @@ func (d *device) after(crash *disktest.Crash) *device {
 	n.w = d.w
 	n.sick, n.hangs, n.noData, n.loader, n.handler, n.migrate = d.sick, d.hangs, d.noData, d.loader, d.handler, d.migrate
 	n.store.lossy = d.store.lossy
-	n.state, n.fates = crash.String(), d.fates+strings.ReplaceAll(crash.String(), "cut=", "")
+	n.state, n.fates = crash.String(), d.fates+crash.String()
 	n.jump, n.guard = d.jump, d.guard
 	n.tuf = maps.Clone(d.tuf)
 	for id, e := range d.ledger {
