@@ -164,9 +164,14 @@ func Make(facts Facts, b *Book, tree Tree, bugs Bugs) Page {
 		want      int
 	}{{"TUF", "threats-tuf", 9}, {"Uptane", "threats-uptane", 10}, {"SUIT", "threats-suit", 18}} {
 		got := figure(list.key)
-		n, _, _ := strings.Cut(got, " ")
-		covered, err := strconv.Atoi(n)
-		bar := Bar{"threats of " + list.name, fmt.Sprint(list.want), got, err == nil && covered >= list.want}
+		var covered, listed int
+		_, err := fmt.Sscanf(got, "%d of %d", &covered, &listed)
+		all := err == nil && covered == listed
+		if err == nil && !all && b.Tests["tests/attacks.TestThreats"] == Passed {
+			// The test sees to it that each of the others has one.
+			got, all = got+", and reasons for the others", true
+		}
+		bar := Bar{"threats of " + list.name, fmt.Sprint(list.want), got, all && listed >= list.want}
 		p.Bars = append(p.Bars, bar)
 		threats.Rows = append(threats.Rows, Row{[]string{list.name, got}, state(bar.Met)})
 	}

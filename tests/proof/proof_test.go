@@ -207,6 +207,32 @@ func TestRequirementStands(t *testing.T) {
 	}
 }
 
+// A list of threats is covered where each has an attack, or its reason in the table that
+// TestThreats reads; not where there are fewer than the list has.
+func TestThreatBars(t *testing.T) {
+	for name, c := range map[string]struct {
+		value string
+		test  Outcome
+		want  bool
+	}{
+		"all":                      {"10 of 10", Failed, true},
+		"the others have a reason": {"9 of 10", Passed, true},
+		"nobody knows of a reason": {"9 of 10", Failed, false},
+		"a shorter list":           {"8 of 8", Passed, false},
+		"none":                     {"", Passed, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := NewBook()
+			b.Figures["threats-uptane"], b.Tests["tests/attacks.TestThreats"] = Figure{Value: c.value}, c.test
+			for _, bar := range Make(Facts{}, b, Tree{}, Bugs{}).Bars {
+				if bar.What == "threats of Uptane" {
+					require.Equal(t, c.want, bar.Met, "%+v", bar)
+				}
+			}
+		})
+	}
+}
+
 // A group of subtests did as well as the worst of them.
 func TestOutcomeOfGroup(t *testing.T) {
 	b := NewBook()
