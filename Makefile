@@ -10,7 +10,6 @@ QUICK ?=
 RUN ?=
 SCORE ?=
 .DEFAULT_GOAL := help
-QUICK ?=
 .PHONY: help setup demo test unit explore stories long lint size bench-delta mutants proof image clean
 
 # The go command of the version in go.mod, fetched if the machine has none; as a
