@@ -6,12 +6,13 @@ SYSTEM ?= tiny
 STORY ?=
 PAIRS ?=
 SLOW ?=
+QUICK ?=
 RUN ?=
 SCORE ?=
 FUZZTIME ?= 60s
 TARGET ?=
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit explore stories long fuzz lint size bench-delta mutants image clean
+.PHONY: help setup demo test unit explore stories long fuzz lint size bench-delta mutants proof image clean
 
 # The go command of the version in go.mod, fetched if the machine has none; as a
 # name on PATH, because tests and factory call it too.
@@ -49,6 +50,9 @@ long: setup  ## five power cuts during an update of Debian; 100,000 damaged delt
 
 fuzz: setup  ## every fuzz target for FUZZTIME (60s): about 40 minutes; TARGET=journal.FuzzParse for one
 	@FUZZTIME="$(FUZZTIME)" TARGET="$(TARGET)" .ci/fuzz.sh
+
+proof: setup  ## one page of what was tested and what came of it: build/proof.html, .txt; hours (QUICK=1 for CI's sample)
+	$(go) run ./tests/cmd/proof $(if $(QUICK),-quick)
 
 lint: setup  ## form, vet, and the rules of this tree
 	@.ci/lint.sh

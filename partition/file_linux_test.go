@@ -191,3 +191,29 @@ func TestInstallOnBlockDevice(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, fmt.Sprintf("%x  -\n", sha256.Sum256(newImage)), string(out))
 }
+
+// ReadMedium shows what is behind the page cache, whatever that shows.
+func TestReadMediumIsPastTheCache(t *testing.T) {
+	dev := loop(t, LeafSize)
+	backing, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(dev), "loop/backing_file"))
+	require.NoError(t, err)
+	f, err := OpenRead(dev)
+	require.NoError(t, err)
+	defer f.Close()
+	cached, medium := make([]byte, BlockSize), make([]byte, BlockSize)
+	_, err = f.ReadAt(cached, 0)
+	require.NoError(t, err)
+
+	// What a disk does that lost what it was given.
+	below, err := os.OpenFile(strings.TrimSpace(string(backing)), os.O_WRONLY, 0)
+	require.NoError(t, err)
+	defer below.Close()
+	lost := noise(2, BlockSize)
+	_, err = below.WriteAt(lost, 0)
+	require.NoError(t, err)
+
+	_, err = f.ReadMedium(medium, 0)
+	require.NoError(t, err)
+	require.False(t, bytes.Equal(cached, medium))
+	require.True(t, bytes.Equal(lost, medium))
+}

@@ -83,6 +83,7 @@ type oneAtATime struct {
 	mu    sync.Mutex
 	store bootctl.Store
 	watch func(name string, limit time.Duration) *step
+	saved bootctl.Record // by this program; the zero value where a save failed, or there was none
 }
 
 func (o *oneAtATime) Load() (bootctl.Record, error) {
@@ -96,7 +97,19 @@ func (o *oneAtATime) Save(r bootctl.Record) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	defer o.watch("writing the boot record", stepTime).done()
-	return o.store.Save(r)
+	o.saved = bootctl.Record{}
+	err := o.store.Save(r)
+	if err == nil {
+		o.saved = r
+	}
+	return err
+}
+
+// keeps tells whether r is what this program itself saved last, synced and read back.
+func (o *oneAtATime) keeps(r bootctl.Record) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.saved.Same(r)
 }
 
 // turn is a lock that is held for minutes, while a program of the system runs.

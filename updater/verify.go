@@ -184,8 +184,13 @@ func (u *Updater) invalidate() error {
 	// was written, synced and read back is known to be on the medium. And a confirmed copy
 	// that does not name the running slot would send a device whose other copies are lost
 	// into what is being overwritten; Save mends it.
-	if err := u.p.Record.Save(next); err != nil {
-		return fmt.Errorf("boot record: %w", err)
+	//
+	// Not once more by the program that wrote it itself: an installation whose server does
+	// not answer comes here every few minutes.
+	if !u.record.keeps(next) || !next.Same(record) || record.Confirmed != u.running.Slot {
+		if err := u.p.Record.Save(next); err != nil {
+			return fmt.Errorf("boot record: %w", err)
+		}
 	}
 	defer u.watch("erasing the record of slot "+string(u.spare()), stepTime).done()
 	d, err := u.p.Slots.Spare("root")

@@ -1,26 +1,28 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
 
 // testTime is how long the tests of one mutant may take. One that hangs is a mutant that was
 // noticed: the tests that it names take seconds without it.
-const testTime = "4m"
+const testTime = 4 * time.Minute
 
 // lab runs tests against mutants.
 type lab struct {
-	root  string
-	sound map[string]error // by test: what came of it without a mutant
+	root   string
+	folder string            // of the tests without a mutant
+	plain  map[string]string // by package: their binary
+	sound  map[string]error  // by test: what came of it
 }
 
 var (
@@ -34,10 +36,10 @@ var (
 func (l *lab) try(ctx context.Context, m mutant) result {
 	r := result{mutant: m}
 	begin := time.Now()
-	folder, err := os.MkdirTemp("", "mutant-")
+	folder, err := os.MkdirTemp(l.folder, "mutant-")
 	if err == nil {
-		defer os.RemoveAll(folder)
 		r.KilledBy, err = l.kill(ctx, m, folder)
+		err = errors.Join(err, os.RemoveAll(folder))
 	}
 	r.Seconds = time.Since(begin).Seconds()
 	if err != nil {
@@ -52,11 +54,16 @@ func (l *lab) kill(ctx context.Context, m mutant, folder string) (string, error)
 	if err != nil {
 		return "", err
 	}
+	built := map[string]string{}
 	for _, test := range m.Tests {
 		if err := l.passes(ctx, test); err != nil {
 			return "", err
 		}
-		killer, err := l.test(ctx, test, "-count=1", "-overlay="+overlay)
+		binary, err := l.binary(ctx, built, test, folder, "-overlay="+overlay)
+		if err != nil {
+			return "", err
+		}
+		killer, err := l.test(ctx, binary, test)
 		if killer != "" || err != nil {
 			return killer, err
 		}
@@ -67,7 +74,11 @@ func (l *lab) kill(ctx context.Context, m mutant, folder string) (string, error)
 // passes tells whether a test passes without a mutant: only then its failing means something.
 func (l *lab) passes(ctx context.Context, test string) error {
 	if _, known := l.sound[test]; !known {
-		killer, err := l.test(ctx, test) // go's cache may answer
+		killer := ""
+		binary, err := l.binary(ctx, l.plain, test, l.folder)
+		if err == nil {
+			killer, err = l.test(ctx, binary, test)
+		}
 		if err == nil && killer != "" {
 			err = fmt.Errorf("%w: %s fails without the mutant", errSick, killer)
 		}
@@ -76,50 +87,73 @@ func (l *lab) passes(ctx context.Context, test string) error {
 	return l.sound[test]
 }
 
-// event is a line of go test -json.
-type event struct {
-	Action, Package, Test, Output string
+// binary returns the tests of a test's package as a program in folder, built once.
+func (l *lab) binary(ctx context.Context, built map[string]string, test, folder string, flags ...string) (string, error) {
+	_, pkg, _ := command(test)
+	if path, ok := built[pkg]; ok {
+		return path, nil
+	}
+	path := filepath.Join(folder, strconv.Itoa(len(built))+".test")
+	cmd := exec.CommandContext(ctx, "go", append(append([]string{"test", "-c", "-vet=off", "-o", path}, flags...), pkg)...)
+	cmd.Dir = l.root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s: %w\n%s", errBuild, pkg, err, out)
+	}
+	built[pkg] = path
+	return path, nil
 }
 
-// test runs one "./package -run NAME" and returns the first test that failed.
-func (l *lab) test(ctx context.Context, test string, more ...string) (killer string, err error) {
-	args := append([]string{"test", "-json", "-vet=off", "-failfast", "-timeout", testTime}, more...)
-	cmd := exec.CommandContext(ctx, "go", append(args, strings.Fields(test)...)...)
-	cmd.Dir = l.root
-	var wrong bytes.Buffer
-	cmd.Stderr = &wrong
-	out, failed := cmd.Output()
-	ran, hung, said := false, "", ""
-	for d := json.NewDecoder(bytes.NewReader(out)); ; {
-		var e event
-		if err := d.Decode(&e); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			return "", fmt.Errorf("go test %s: %w\n%s%s", test, err, out, &wrong)
-		}
+// command takes "NAME=value ./package -run NAME" apart; the flags are a test binary's.
+func command(test string) (env []string, pkg string, flags []string) {
+	for field := range strings.FieldsSeq(test) {
 		switch {
-		case e.Action == "build-fail":
-			return "", fmt.Errorf("%w:\n%s", errBuild, said)
-		case e.Action == "fail" && e.Test != "" && killer == "":
-			killer = e.Test // of nested ones the innermost comes first
-		case e.Action == "pass" && e.Test != "":
-			ran = true
-		case e.Action == "run":
-			hung = e.Test
-		}
-		if e.Output != "" {
-			said += e.Output
+		case pkg != "":
+			flags = append(flags, ours.ReplaceAllString(field, "-test.$1"))
+		case strings.Contains(field, "="):
+			env = append(env, field)
+		default:
+			pkg = field
 		}
 	}
-	switch {
-	case killer != "":
+	return env, pkg, flags
+}
+
+var (
+	// ours are the flags of go test that a test binary knows by another name.
+	ours = regexp.MustCompile(`^-(run|skip)\b`)
+
+	// What a test binary says.
+	failed = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
+	passed = regexp.MustCompile(`(?m)^\s*--- PASS: (\S+)`)
+	began  = regexp.MustCompile(`(?m)^=== RUN +(\S+)`)
+)
+
+// test runs one "./package -run NAME" and returns the first test that failed.
+func (l *lab) test(ctx context.Context, binary, test string) (killer string, err error) {
+	env, pkg, flags := command(test)
+	args := []string{"-test.v", "-test.failfast", "-test.timeout=" + testTime.String()}
+	cmd := exec.CommandContext(ctx, binary, append(args, flags...)...)
+	cmd.Dir = filepath.Join(l.root, pkg)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.WaitDelay = time.Second // for what a test has started that died
+	out, wrong := cmd.CombinedOutput()
+	// Of nested tests the innermost says most.
+	for _, m := range failed.FindAllSubmatch(out, -1) {
+		if name := string(m[1]); strings.HasPrefix(name, killer) {
+			killer = name
+		}
+	}
+	if killer != "" {
 		return killer, nil
-	case failed != nil && hung != "" && (strings.Contains(said, "panic:") || strings.Contains(said, "fatal error:")):
-		return hung, nil // it took the whole program down
-	case failed != nil:
-		return "", fmt.Errorf("%w: go test %s: %w\n%s%s", errSick, test, failed, said, &wrong)
-	case !ran:
-		return "", fmt.Errorf("%w: %s runs no test here", errSick, test)
+	}
+	if all := began.FindAllSubmatch(out, -1); wrong != nil && len(all) > 0 && ctx.Err() == nil {
+		return string(all[len(all)-1][1]), nil // it took the whole program down
+	}
+	switch {
+	case wrong != nil:
+		return "", fmt.Errorf("%w: %s: %w\n%s", errSick, test, wrong, out)
+	case !passed.Match(out):
+		return "", fmt.Errorf("%w: %s runs no test here\n%s", errSick, test, out)
 	}
 	return "", nil
 }

@@ -21,7 +21,8 @@
 //	Peer: who had it, if somebody did
 //	Near: what it stands for, where our code cannot have the bug that is known by that name
 //	Class: the kind of test that has to kill it (mutant.go)
-//	Test: ./package -run NAME; the cheapest that does. Several lines are tried in their order.
+//	Test: ./package -run NAME, with NAME=value in front for its environment; the cheapest that
+//	 does. Several lines are tried in their order.
 package main
 
 import (
@@ -58,7 +59,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	lab := lab{root: ".", sound: map[string]error{}}
+	temp, err := os.MkdirTemp("", "mutants-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp)
+	lab := lab{root: ".", folder: temp, plain: map[string]string{}, sound: map[string]error{}}
 	if *random > 0 {
 		scores, err := lab.scoreBars(ctx, stdout, *only, *random, *seed)
 		return errors.Join(err, save(*out, scores))

@@ -41,3 +41,60 @@ func TestParseRefuses(t *testing.T) {
 		require.ErrorIs(t, err, errPatch, state)
 	}
 }
+
+// Each variant is behind a number of its own, and lines stay where they are, so that what the
+// compiler complains about is found again.
+func TestVariants(t *testing.T) {
+	const text = `package x
+
+const size = 1 + 2
+
+func f(a, b int, ok bool) int {
+	for a < b {
+		a++
+	}
+	if a >= b && (ok ||
+		a != 7) {
+		b = a - b
+	}
+	if !ok {
+		g()
+		panic(b)
+	}
+	return a
+}
+`
+	const want = `package x
+
+const size = 1 + 2
+
+func f(a, b int, ok bool) int {
+	for mutantLess(1, a , b) {
+		if !mutantOn(2) { a++ }
+	}
+	if mutantAnd(3, mutantNot(4, !mutantLess(5, a , b)) , func() bool { return ( (mutantOr(6, ok , func() bool { return (
+		mutantNot(7, a != 7)) }))) }) {
+		if !mutantOn(8) { b = mutantDifference(9, a , b) }
+	}
+	if mutantNot(10, !ok) {
+		if !mutantOn(11) { g() }
+		panic(b)
+	}
+	return a
+}
+`
+	var v variants
+	got, name, err := v.add("x/x.go", []byte(text))
+	require.NoError(t, err)
+	require.Equal(t, "x", name)
+	require.Equal(t, want, string(got))
+	require.Len(t, v.changes, 11)
+	require.Equal(t, change{"x/x.go", 9, "&& became ||"}, v.changes[2])
+
+	// What does not build is left out, with all of its line.
+	v = variants{spoiled: map[string]bool{"x/x.go:9": true}}
+	got, _, err = v.add("x/x.go", []byte(text))
+	require.NoError(t, err)
+	require.Len(t, v.changes, 7)
+	require.Contains(t, string(got), "\n\tif a >= b && (ok ||\n")
+}

@@ -31,16 +31,16 @@ type scored struct {
 // The tests that are left out need QEMU or minutes: a mutant that only they kill counts as one
 // that lives.
 var scores = []scored{
-	{"bootctl", []string{"./bootctl", "./bootctl/boottest -test.run=^TestGrubenvConforms$"}},
+	{"bootctl", []string{"./bootctl", "./bootctl/boottest -run=^TestGrubenvConforms$"}},
 	{"bootctl/bootreport", []string{"./bootctl/bootreport"}},
-	{"bootctl/early", []string{"./bootctl/early -test.skip=^TestSlot$|^TestESBArmed$"}},
-	{"bootctl/grubenv", []string{"./bootctl/grubenv -test.skip=^TestParseTorn$", "./bootctl/boottest -test.skip=^TestGRUB"}},
+	{"bootctl/early", []string{"./bootctl/early -skip=^TestSlot$|^TestESBArmed$"}},
+	{"bootctl/grubenv", []string{"./bootctl/grubenv -skip=^TestParseTorn$", "./bootctl/boottest -run=^TestGrubenv|^TestEveryBit$"}},
 	{"bootctl/watchdog", []string{"./bootctl/watchdog"}},
 	{"partition", []string{"./partition"}},
 	{"partition/verity", []string{"./partition/verity"}},
 	{"updater", []string{
-		"./updater -test.skip=PowerCut$|^TestDiskFails$|^TestProgramKilled$",
-		"./updater -test.run=^TestProgramKilled$|^TestExplorer$/^cut$/^by_deltas|^TestExplorer$/^cut$/^checks_fail$",
+		"./updater -skip=^TestExplorer$|^TestDiskFails$|^TestProgramKilled$",
+		"./updater -run=^(TestProgramKilled|TestExplorer)$/^cut$/^(by_deltas,_into|checks_fail$)",
 	}},
 }
 
@@ -64,7 +64,7 @@ func (s score) line() string {
 func (l *lab) measure(ctx context.Context, p scored, most int, seed uint64) (score, error) {
 	begin := time.Now()
 	s := score{Package: p.Package}
-	folder, err := os.MkdirTemp("", "mutants-")
+	folder, err := os.MkdirTemp(l.folder, "random-")
 	if err != nil {
 		return s, err
 	}
@@ -191,16 +191,12 @@ func (l *lab) link(ctx context.Context, p scored, overlay, folder string) ([]*pr
 	var programs []*program
 	built := map[string]string{}
 	for _, test := range p.tests {
-		fields := strings.Fields(test)
-		path, ok := built[fields[0]]
-		if !ok {
-			path = filepath.Join(folder, strconv.Itoa(len(built))+".test")
-			built[fields[0]] = path
-			if out, err := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay="+overlay, "-o", path, fields[0]).CombinedOutput(); err != nil {
-				return nil, fmt.Errorf("%w: %s: %w\n%s", errBuild, test, err, out)
-			}
+		path, err := l.binary(ctx, built, test, folder, "-overlay="+overlay)
+		if err != nil {
+			return nil, err
 		}
-		programs = append(programs, &program{path: path, dir: filepath.Join(l.root, fields[0]), args: fields[1:]})
+		_, pkg, flags := command(test)
+		programs = append(programs, &program{path: path, dir: filepath.Join(l.root, pkg), args: flags})
 	}
 	return programs, nil
 }

@@ -19,9 +19,7 @@ func TestTooLarge(t *testing.T) {
 	for what, name := range map[string]string{"index": "index.json", "manifest": envelope, "metadata": timestamp} {
 		t.Run(what, func(t *testing.T) {
 			dir := honest().dir(t)
-			if err := os.Truncate(filepath.Join(dir, name), 1<<40); err != nil {
-				t.Skip("no file of a terabyte here: ", err)
-			}
+			require.NoError(t, os.Truncate(filepath.Join(dir, name), 1<<40))
 			_, err := release.Open(dir)
 			require.ErrorIs(t, err, release.ErrFormat)
 			require.ErrorContains(t, err, "1099511627776 bytes")

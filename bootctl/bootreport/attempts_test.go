@@ -1,0 +1,90 @@
+package bootreport
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Nothing is forgotten while there is room, to the last byte of it; what makes the file too
+// long makes it half as long, and costs the oldest events only.
+func TestAttemptsForgetTheOldest(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "attempts")
+	size := func() int64 {
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		return info.Size()
+	}
+	note := func(n, text int) {
+		require.NoError(t, Append(path, Attempt{BootID: fmt.Sprintf("%04d", n), Slot: "a", Stage: StageFailed, Cause: strings.Repeat("x", text)}))
+	}
+	const text = 1000
+	note(0, text)
+	line := size()
+	n := 1
+	for ; size() <= MaxSize-3*line; n++ {
+		note(n, text)
+	}
+	note(n, int(MaxSize-size()-line)+text)
+	require.EqualValues(t, MaxSize, size(), "the last byte is used")
+	all, err := Attempts(path)
+	require.NoError(t, err)
+	require.Len(t, all, n+1)
+
+	note(n+1, text)
+	require.LessOrEqual(t, size(), int64(keepSize))
+	require.Greater(t, size(), int64(keepSize)-4*line)
+	kept, err := Attempts(path)
+	require.NoError(t, err)
+	require.Equal(t, all[len(all)-len(kept)+1:], kept[:len(kept)-1])
+	require.Equal(t, fmt.Sprintf("%04d", n+1), kept[len(kept)-1].BootID)
+}
+
+// A line that was torn when the file was full takes no other with it.
+func TestAttemptsTornWhenFull(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "attempts")
+	require.NoError(t, Append(path, Attempt{BootID: "old", Slot: "a", Stage: StageFailed}))
+	line, err := os.ReadFile(path)
+	require.NoError(t, err)
+	full := bytes.Repeat(line, MaxSize/len(line))
+	for _, cut := range []int{0, 1, len(line) / 2, len(line) - 1} {
+		torn := append(bytes.Clone(full[:len(full)-len(line)]), line[:len(line)-cut]...)
+		require.NoError(t, os.WriteFile(path, torn, 0o644))
+		require.NoError(t, Append(path, Attempt{BootID: "new", Slot: "a", Stage: StageStarted, Cause: strings.Repeat("x", 100)}))
+		all, err := Attempts(path)
+		require.NoError(t, err)
+		require.Greater(t, len(all), keepSize/len(line)-5, "cut %d", cut)
+		require.Equal(t, "new", all[len(all)-1].BootID, "cut %d", cut)
+		require.Equal(t, "old", all[len(all)-2].BootID, "cut %d", cut)
+	}
+}
+
+// A line has one form: eight digits, a space, the text.
+func TestAttemptsHaveOneForm(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "attempts")
+	require.NoError(t, Append(path, Attempt{BootID: "1", Slot: "a", Stage: StageFailed}))
+	line, err := os.ReadFile(path)
+	require.NoError(t, err)
+	for state, other := range map[string]string{
+		"nine digits":      "0" + string(line),
+		"no line feed":     strings.TrimSuffix(string(line), "\n"),
+		"no space":         strings.Replace(string(line), " ", "", 1),
+		"a sign":           "+" + string(line[1:]),
+		"text of another":  strings.Replace(string(line), `"a"`, `"b"`, 1),
+		"space before sum": " " + string(line),
+	} {
+		require.Empty(t, parse([]byte(other)), state)
+	}
+	require.Len(t, parse(line), 1)
+}
+
+// The first event of a log is one like the others.
+func TestExplainTheOnlyEvent(t *testing.T) {
+	end := Explain([]Attempt{{BootID: "1", Slot: "b", Stage: StageFailed, Cause: "no root"}}, "b", "")
+	require.Equal(t, End{Kind: EndFailed, Boots: 1, Detail: "no root"}, end)
+}

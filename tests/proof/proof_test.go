@@ -1,0 +1,258 @@
+package proof
+
+import (
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const root = "../.."
+
+func theTree(t *testing.T) Tree {
+	tree, err := Look(root)
+	require.NoError(t, err)
+	return tree
+}
+
+// Every test and story that a requirement names is in the tree, in a package that the page
+// runs; every row has tests, or says why it has none.
+func TestRequirements(t *testing.T) {
+	tree := theTree(t)
+	run := map[string]bool{}
+	for _, r := range runs {
+		require.False(t, run[r.Package], "%s is in the table twice", r.Package)
+		run[r.Package] = true
+	}
+	for name := range run {
+		require.True(t, slices.ContainsFunc(slices.Collect(maps.Keys(tree.Tests)), func(test string) bool { return strings.HasPrefix(test, name+".") }), "%s has no tests", name)
+	}
+	rows := map[string]bool{}
+	for _, r := range requirements {
+		name := r.Standard + " " + r.ID + ": " + r.Text
+		require.False(t, rows[name], "%s is in the table twice", name)
+		rows[name] = true
+		require.NotEqual(t, len(r.Tests) > 0, r.Outside != "", name)
+		for _, word := range []string{"meets", "complies", "compliant"} {
+			require.NotContains(t, r.Text, word, name)
+		}
+		for _, ref := range r.Tests {
+			require.True(t, tree.Has(ref), "%s: %s is not in the tree", name, ref)
+			if !strings.HasPrefix(ref, "story ") {
+				folder, _, _ := strings.Cut(topLevel(ref), ".Test")
+				require.True(t, run[folder], "%s: nobody runs %s", name, ref)
+			}
+		}
+	}
+	require.GreaterOrEqual(t, len(tree.Fuzz), 10)
+}
+
+// What is looked for and not there is not found.
+func TestTreeHas(t *testing.T) {
+	tree := theTree(t)
+	require.True(t, tree.Has("tests/proof.TestTreeHas"))
+	require.True(t, tree.Has("tests/proof.TestTreeHas/any part of it"))
+	require.True(t, tree.Has("story update_commit"))
+	for _, ref := range []string{"tests/proof.TestTreeHad", "tests.TestTreeHas", "story update_commits", "TestTreeHas", ""} {
+		require.False(t, tree.Has(ref), ref)
+	}
+}
+
+// Versions of what is linked that are known to have holes (reference/reliability.md, F8 and
+// 1.4) do not come back.
+func TestNoKnownHoles(t *testing.T) {
+	text, err := os.ReadFile(root + "/go.mod")
+	require.NoError(t, err)
+	for module, least := range map[string]string{
+		"github.com/klauspost/compress":        "v1.20.3", // CVE-2026-116591
+		"github.com/eclipse/paho.mqtt.golang":  "v1.5.1",  // CVE-2025-10543
+		"github.com/theupdateframework/go-tuf": "v2.3.1",  // CVE-2026-23992
+	} {
+		found := false
+		for line := range strings.Lines(string(text)) {
+			name, version, _ := strings.Cut(strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), "require ")), " ")
+			if name != module && name != module+"/v2" {
+				continue
+			}
+			found = true
+			version, _, _ = strings.Cut(version, " ")
+			require.False(t, older(version, least), "%s is %s", name, version)
+		}
+		require.True(t, found, "%s is not in go.mod", module)
+	}
+	require.True(t, older("v1.5.0", "v1.5.1"))
+	require.True(t, older("v1.9.9", "v1.20.3"))
+	require.False(t, older("v1.20.3", "v1.20.3"))
+}
+
+// older compares versions as numbers.
+func older(version, least string) bool {
+	return slices.Compare(numbers(version), numbers(least)) < 0
+}
+
+func numbers(version string) []int {
+	var out []int
+	for part := range strings.SplitSeq(strings.TrimPrefix(version, "v"), ".") {
+		digits, _, _ := strings.Cut(part, "-")
+		n, err := strconv.Atoi(digits)
+		if err != nil {
+			return nil
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// said is a canned run: what go test prints about a test of each kind, and about a package
+// that is not built.
+const said = `{"Action":"start","Package":"github.com/tandem-ota/tandem/updater"}
+{"Action":"run","Package":"github.com/tandem-ota/tandem/updater","Test":"TestExplorer"}
+{"Action":"attr","Package":"github.com/tandem-ota/tandem/updater","Test":"TestExplorer","Key":"cuts","Value":"1234567"}
+{"Action":"attr","Package":"github.com/tandem-ota/tandem/updater","Test":"TestExplorer","Key":"cuts-c1","Value":"77"}
+{"Action":"attr","Package":"github.com/tandem-ota/tandem/updater","Test":"TestExplorer","Key":"odd","Value":"<b>&\"odd\""}
+{"Action":"pass","Package":"github.com/tandem-ota/tandem/updater","Test":"TestExplorer","Elapsed":1.5}
+{"Action":"output","Package":"github.com/tandem-ota/tandem/updater","Test":"TestHold","Output":"    hold_test.go:7: <script>alert(1)</script>\n"}
+{"Action":"fail","Package":"github.com/tandem-ota/tandem/updater","Test":"TestHold","Elapsed":0}
+{"Action":"skip","Package":"github.com/tandem-ota/tandem/updater","Test":"TestState","Elapsed":0}
+{"Action":"fail","Package":"github.com/tandem-ota/tandem/updater","Elapsed":2}
+{"Action":"pass","Package":"github.com/tandem-ota/tandem/tests/attacks","Test":"TestAttacks/manifest/every-bit-flipped"}
+{"Action":"pass","Package":"github.com/tandem-ota/tandem/tests/attacks","Test":"TestAttacks/manifest/every-bit-flipped/part"}
+{"Action":"fail","Package":"github.com/tandem-ota/tandem/tests/attacks","Test":"TestAttacks/manifest/older"}
+FAIL	github.com/tandem-ota/tandem/tpm [build failed]
+`
+
+func canned(t *testing.T) Page {
+	b := NewBook()
+	require.NoError(t, b.Read(strings.NewReader(said)))
+	require.Equal(t, Passed, b.Tests["updater.TestExplorer"])
+	require.Equal(t, Failed, b.Packages["updater"])
+	require.Equal(t, Figure{"77", "updater.TestExplorer"}, b.Figures["cuts-c1"])
+	facts := Facts{Commit: "abc <changes>", Date: time.Date(2026, 11, 22, 2, 30, 0, 0, time.UTC), Lines: [][2]string{{"go", "go1 & more"}}}
+	return Make(facts, b, theTree(t), Bugs{
+		Mutants: []Mutant{{Name: "no-sync", Class: "C4", KilledBy: "updater.TestExplorer"}, {Name: "blind", Class: "C10"}},
+		Scores:  []Score{{"partition", 60, 51, 85.5}},
+	})
+}
+
+// What was published is on the page, in text and in HTML, and what it says is text there.
+// What was not shown, failed, was skipped or survived is said to, and its bars are missed.
+func TestPage(t *testing.T) {
+	p := canned(t)
+	var text, html strings.Builder
+	require.NoError(t, p.Text(&text))
+	require.NoError(t, p.HTML(&html))
+	for _, want := range []string{"1,234,567", "77", "SURVIVED", "updater.TestHold FAILED", "updater.TestState skipped", "did not run", "85.5", "What this does not prove", "tested against", p.Verdict()} {
+		require.Contains(t, text.String(), want)
+		require.Contains(t, html.String(), want)
+	}
+	for _, want := range []string{`<b>&"odd"`, "<script>alert(1)</script>", "abc <changes>", "go1 & more"} {
+		require.Contains(t, text.String(), want)
+		require.NotContains(t, html.String(), want)
+	}
+	require.Contains(t, html.String(), "&lt;b&gt;&amp;&#34;odd&#34;")
+	require.Contains(t, html.String(), "&lt;script&gt;")
+	for _, never := range []string{"<script", "http://", "https://", "src=", "ZgotmplZ"} {
+		require.NotContains(t, html.String(), never, "self-contained")
+	}
+	require.Less(t, p.Met(), len(p.Bars))
+	met := map[string]bool{}
+	for _, b := range p.Bars {
+		met[b.What] = b.Met
+	}
+	require.True(t, met["power cuts and other faults, each followed by a boot"])
+	for _, what := range []string{"attacks", "classes of faults", "of these noticed", "requirements whose tests all passed", "packages whose tests passed", "days without work"} {
+		require.Contains(t, met, what)
+		require.False(t, met[what], what)
+	}
+	for _, s := range p.Sections {
+		if s.Title == "Hostile input" {
+			require.Equal(t, []Row{{[]string{"manifest", "2", "1"}, Bad}}, s.Rows)
+		}
+	}
+}
+
+// A row of a standard stands if all its tests ran and passed.
+func TestRequirementStands(t *testing.T) {
+	tree := theTree(t)
+	row := Requirement{Standard: "s", ID: "1", Text: "text", Tests: []string{"tests/proof.TestPage", "story update_commit"}}
+	for name, c := range map[string]struct {
+		page, story Outcome
+		gone        bool
+		want        State
+	}{
+		"both passed":        {Passed, Passed, false, Good},
+		"one failed":         {Passed, Failed, false, Bad},
+		"one was skipped":    {Skipped, Passed, false, Bad},
+		"one did not run":    {Passed, NotRun, false, Bad},
+		"one is not there":   {Passed, Passed, true, Bad},
+		"nothing ran at all": {NotRun, NotRun, false, Bad},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, tree := NewBook(), tree
+			b.Tests["tests/proof.TestPage"], b.Tests["tests.TestStories/update_commit"] = c.page, c.story
+			if c.gone {
+				tree.Tests = nil
+			}
+			s, bar := tested([]Requirement{row, {Text: "other", Outside: "hardware"}}, b, tree)
+			require.Equal(t, c.want, s.Rows[0].State)
+			require.Equal(t, c.want == Good, bar.Met)
+			require.Equal(t, "1", bar.Want, "what is not claimed does not count")
+			require.Equal(t, None, s.Rows[1].State)
+		})
+	}
+}
+
+// A list of threats is covered where each has an attack, or its reason in the table that
+// TestThreats reads; not where there are fewer than the list has.
+func TestThreatBars(t *testing.T) {
+	for name, c := range map[string]struct {
+		value string
+		test  Outcome
+		want  bool
+	}{
+		"all":                      {"10 of 10", Failed, true},
+		"the others have a reason": {"9 of 10", Passed, true},
+		"nobody knows of a reason": {"9 of 10", Failed, false},
+		"a shorter list":           {"8 of 8", Passed, false},
+		"none":                     {"", Passed, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := NewBook()
+			b.Figures["threats-uptane"], b.Tests["tests/attacks.TestThreats"] = Figure{Value: c.value}, c.test
+			for _, bar := range Make(Facts{}, b, Tree{}, Bugs{}).Bars {
+				if bar.What == "threats of Uptane" {
+					require.Equal(t, c.want, bar.Met, "%+v", bar)
+				}
+			}
+		})
+	}
+}
+
+// A group of subtests did as well as the worst of them.
+func TestOutcomeOfGroup(t *testing.T) {
+	b := NewBook()
+	b.Tests["p.TestA/x/one"], b.Tests["p.TestA/x/two"], b.Tests["p.TestA/xy/three"], b.Tests["p.TestA/z"] = Passed, Passed, Failed, Skipped
+	require.Equal(t, Passed, b.Outcome("p.TestA/x"))
+	require.Equal(t, Failed, b.Outcome("p.TestA/xy"))
+	require.Equal(t, Skipped, b.Outcome("p.TestA/z"))
+	require.Equal(t, NotRun, b.Outcome("p.TestA/y"))
+	require.Equal(t, Failed, b.Outcome("p.TestA"))
+}
+
+// Figures that somebody publishes tomorrow are shown, too.
+func TestOtherFigures(t *testing.T) {
+	p := canned(t)
+	for _, s := range p.Sections {
+		if s.Title == "Other figures" {
+			require.Len(t, s.Rows, 1)
+			require.Equal(t, "odd", s.Rows[0].Cells[0])
+			return
+		}
+	}
+	require.Fail(t, "no other figures")
+}

@@ -1,0 +1,245 @@
+// Package proof makes the page that an OEM can hand to an assessor: what was tried on a
+// device, on which commit, and what came of it.
+//
+// It runs the tests of the packages in runs.go, reads what they say (`go test -json`), of
+// which the figures that they publish with testing.T.Attr are the most, joins the seeded
+// bugs of make mutants, and holds all that against bars and against the rows of standards
+// in requirements.go. The page is build/proof.txt and build/proof.html, a file without
+// scripts that a phone shows and a printer prints. Nothing on it is written by hand but the
+// words: a figure that no test published is shown as none, and misses its bar.
+package proof
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ErrMissed means that the page was written, and that a bar on it is missed.
+var ErrMissed = errors.New("a bar is missed")
+
+// Options are what a person may ask for.
+type Options struct {
+	Root   string // of the tree
+	Out    string // folder of the page, and of what is kept for the next run
+	Quick  bool   // CI's sample of what takes long
+	Only   string // a regular expression for packages; "" for all. The bars of the others are missed
+	Stdout io.Writer
+}
+
+// Prove runs everything and writes the page. It is ErrMissed where the page shows less
+// than was promised.
+func Prove(ctx context.Context, o Options) error {
+	b := NewBook()
+	only, err := regexp.Compile(o.Only)
+	if err != nil {
+		return err
+	}
+	list := slices.DeleteFunc(all(), func(r Run) bool { return !only.MatchString(r.Package) })
+	tree, err := Look(o.Root)
+	if err != nil {
+		return err
+	}
+	facts, err := look(ctx, o.Root)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.Out, 0o755); err != nil {
+		return err
+	}
+	if err := o.each(ctx, list, b); err != nil {
+		return err
+	}
+	bugs, err := o.bugs(ctx, facts.Committed)
+	if err != nil {
+		fmt.Fprintln(o.Stdout, "proof: seeded bugs:", err)
+	}
+	page := Make(facts, b, tree, bugs)
+	if err := o.write(page); err != nil {
+		return err
+	}
+	fmt.Fprintln(o.Stdout, page.Verdict())
+	if page.Met() < len(page.Bars) {
+		return fmt.Errorf("%w: see %s", ErrMissed, filepath.Join(o.Out, "proof.txt"))
+	}
+	return nil
+}
+
+// each runs the packages one by one: those that start machines want both cores. What a
+// package took the last time tells how long the rest will take.
+func (o Options) each(ctx context.Context, list []Run, b *Book) error {
+	took := map[string]float64{}
+	times := filepath.Join(o.Out, "proof-times.json")
+	if text, err := os.ReadFile(times); err == nil {
+		_ = json.Unmarshal(text, &took) // a guess that cannot be read is none
+	}
+	for i, r := range list {
+		var left float64
+		known := true
+		for _, later := range list[i:] {
+			t, ok := took[later.Package]
+			left, known = left+t, known && ok
+		}
+		rest := ""
+		if left > 0 {
+			rest = fmt.Sprintf(", %s left", (time.Duration(left) * time.Second).Round(time.Second))
+			if !known {
+				rest = strings.Replace(rest, ", ", ", more than ", 1)
+			}
+		}
+		fmt.Fprintf(o.Stdout, "%2d/%d %-28s %s%s\n", i+1, len(list), r.Package, r.What, rest)
+		begin := time.Now()
+		if err := o.test(ctx, r, b); err != nil {
+			return err
+		}
+		took[r.Package] = time.Since(begin).Seconds()
+		if end := b.Packages[r.Package]; end != Passed {
+			fmt.Fprintf(o.Stdout, "      %s\n", end)
+		}
+		if text, err := json.MarshalIndent(took, "", "  "); err == nil {
+			_ = os.WriteFile(times, text, 0o644) // only the guess is lost
+		}
+	}
+	return nil
+}
+
+// test runs the tests of one package. That some fail is for the page to say.
+func (o Options) test(ctx context.Context, r Run, b *Book) error {
+	if matches, _ := filepath.Glob(filepath.Join(o.Root, r.Package, "*_test.go")); len(matches) == 0 {
+		return nil // it did not run
+	}
+	timeout := r.Timeout
+	if timeout == 0 {
+		timeout = 15 * time.Minute
+	}
+	args := []string{"test", "-json", "-count=1", "-timeout", timeout.String()}
+	if r.Tests != "" {
+		args = append(args, "-run", r.Tests)
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "./"+r.Package)...)
+	cmd.Dir, cmd.Stderr = o.Root, os.Stderr
+	// On a fit machine: a test that skips for want of a tool shows nothing.
+	// And as far as the project promises, which a desk need not go each time.
+	cmd.Env = append(os.Environ(), "TANDEM_CI=1", "TANDEM_EXPLORE=1")
+	if r.Long && !o.Quick {
+		cmd.Env = append(cmd.Env, "TANDEM_LONG=1")
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("go test: %w", err)
+	}
+	read := b.Read(stdout)
+	if read != nil {
+		_, _ = io.Copy(io.Discard, stdout) // or it would wait for a reader for ever
+	}
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.As(err, &exit) && b.Packages[r.Package] == NotRun:
+		b.Packages[r.Package] = Failed
+	case err != nil && exit == nil:
+		return fmt.Errorf("go test: %w", err)
+	}
+	return read
+}
+
+// bugs reads what make mutants found, and has it run where that was not done since the
+// commit. Random bugs take an hour, and are shown where somebody had them tried.
+func (o Options) bugs(ctx context.Context, committed time.Time) (Bugs, error) {
+	var bugs Bugs
+	path := filepath.Join(o.Out, "mutants.json")
+	if found, err := os.Stat(path); o.Only == "" && (err != nil || found.ModTime().Before(committed)) {
+		fmt.Fprintln(o.Stdout, "seeded bugs: make mutants")
+		cmd := exec.CommandContext(ctx, "go", "run", "./tests/mutants", "-out", path)
+		cmd.Dir, cmd.Stdout, cmd.Stderr = o.Root, o.Stdout, os.Stderr
+		if err := cmd.Run(); err != nil {
+			fmt.Fprintln(o.Stdout, "proof: make mutants:", err) // what it wrote says which
+		}
+	}
+	err := parse(path, &bugs.Mutants)
+	if scores := parse(filepath.Join(o.Out, "mutation-score.json"), &bugs.Scores); !errors.Is(scores, fs.ErrNotExist) {
+		err = errors.Join(err, scores)
+	}
+	return bugs, err
+}
+
+func parse(path string, into any) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+func (o Options) write(p Page) error {
+	for name, render := range map[string]func(io.Writer) error{"proof.txt": p.Text, "proof.html": p.HTML} {
+		f, err := os.Create(filepath.Join(o.Out, name))
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(render(f), f.Close()); err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// look says on what all this is run.
+func look(ctx context.Context, root string) (Facts, error) {
+	say := func(name string, args ...string) string {
+		cmd := exec.CommandContext(ctx, name, args...)
+		cmd.Dir = root
+		out, err := cmd.Output()
+		first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+		if err != nil {
+			return "none: " + err.Error()
+		}
+		return first
+	}
+	f := Facts{Commit: say("git", "log", "-1", "--format=%H %cs"), Date: time.Now()}
+	if strings.HasPrefix(f.Commit, "none") {
+		return f, fmt.Errorf("which commit is it? %s", f.Commit)
+	}
+	if seconds, err := strconv.ParseInt(say("git", "log", "-1", "--format=%ct"), 10, 64); err == nil {
+		f.Committed = time.Unix(seconds, 0)
+	}
+	if say("git", "status", "--porcelain") != "" {
+		f.Commit += ", and changes that are not committed"
+	}
+	machine := fmt.Sprintf("%s, %d cores", say("uname", "-srm"), runtime.NumCPU())
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(text)) {
+			if name, ok := strings.CutPrefix(line, "model name"); ok {
+				machine += " of " + strings.Trim(name, "\t :\n")
+				break
+			}
+		}
+	}
+	f.Lines = [][2]string{
+		{"machine", machine},
+		{"go", say("go", "version")},
+		{"qemu", say("qemu-system-x86_64", "--version")},
+		{"grub", say("grub-mkimage", "--version")},
+	}
+	return f, nil
+}

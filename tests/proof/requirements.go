@@ -1,0 +1,95 @@
+package proof
+
+// Requirement is one row of a standard, in our words, and the tests that it was held
+// against. Standards' own texts are longer, and some are for sale: this page says "tested
+// against", and an assessor says whether that is enough.
+type Requirement struct {
+	Standard string
+	ID       string
+	Text     string
+	// Tests are "package.Test", "package.Test/subtest", where all subtests whose names go on
+	// from there are meant, or "story NAME" (tests/stories).
+	Tests []string
+	// Outside is why nothing is claimed: the row is for others than an updater.
+	Outside string
+}
+
+const (
+	cra    = "Cyber Resilience Act, Annex I"
+	iec    = "IEC 62443-4-2"
+	nist   = "NIST SP 800-193"
+	nistir = "NISTIR 8259A"
+	suit   = "SUIT (RFC 9019, 9124)"
+)
+
+// requirements are the rows of reference/reliability.md, split where two things are asked.
+var requirements = []Requirement{
+	{cra, "I (2)(a)", "no known exploitable vulnerabilities: the versions of what is linked are past the known holes", []string{"tests/proof.TestNoKnownHoles"}, ""},
+	{cra, "I (2)(b)", "secure by default: without keys, or without enough of them, nothing is accepted", []string{"updater/trust.TestKeySetRefused", "updater/trust.TestEnvelopeRefused", "updater/cmd/updater.TestReadConfig"}, ""},
+	{cra, "I (2)(b)", "reset to the original state", nil, "the product's own data is the product's; the updater keeps nothing that a reset would have to undo"},
+	{cra, "I (2)(c)", "security updates, by themselves where the fleet wants so", []string{"updater.TestRunFollowsDesiredState", "updater.TestRunTriesAgain"}, ""},
+	{cra, "I (2)(c)", "updates can be postponed and refused, and are not lost over a restart", []string{"updater.TestRunWaitsForLeave", "updater.TestHold", "updater.TestRunCancelled", "updater.TestRunKeepsStatement"}, ""},
+	{cra, "I (2)(d)", "protection from unauthorised access: who may order, publish and listen", []string{"transport/broker.TestAccess", "transport/broker.TestAccessWithoutCertificate", "updater/trust.TestStatement", "updater.TestRunIgnoresOthers", "tests/attacks.TestAttacks/statement"}, ""},
+	{cra, "I (2)(e)", "confidentiality of data in transit", []string{"transport/broker.TestAccessWithoutCertificate", "updater/health.TestGetTLS"}, ""},
+	{cra, "I (2)(f)", "integrity of programs and configuration, against manipulation, with a report", []string{"updater/trust.TestFlippedByte", "partition/verity.TestRootNoticesEveryBlock", "updater.TestReadBackFindsRot", "updater.TestVerifySlot", "tests/attacks.TestAttacks/record"}, ""},
+	{cra, "I (2)(g)", "as little data as is needed", nil, "what a device says is in transport/FORMAT.md; what its product collects is the product's"},
+	{cra, "I (2)(h)", "essential functions are available after an incident: the running system is left alone, and the old one comes back", []string{"updater.TestExplorer", "updater.TestSickReleaseReverts", "updater.TestDeadReleaseReverts"}, ""},
+	{cra, "I (2)(i)", "little harm to others' networks: retries grow rare, rates and budgets hold", []string{"updater.TestRunTriesAgain", "transport/mqtt.TestReadWithinRateAndBudget"}, ""},
+	{cra, "I (2)(j)", "small attack surface: input is bounded before it is read", []string{"updater/manifest.TestManifestLimits", "updater/trust/strictjson.TestCheckLimits", "transport/mqtt.TestGuardRefusesHugePacket", "partition.TestReadTableRefuses", "tests/attacks.TestAttacks/zstd"}, ""},
+	{cra, "I (2)(k)", "the effect of an incident is reduced: a bad release ends in the system before it", []string{"story trial_panics_reverts", "story kernel_hangs_reverts", "story unhealthy_reverts"}, ""},
+	{cra, "I (2)(l)", "what happened is recorded and told", []string{"updater.TestVerdictOncePerAttempt", "tpm.TestLedger", "bootctl/bootreport.TestExplain"}, ""},
+	{cra, "I (2)(m)", "users can remove their data", nil, "the data partition is the product's"},
+	{cra, "II (1)", "a bill of materials for each release", []string{"updater/release/mkrelease.TestCreate", "updater/manifest.TestManifestRoundTrip"}, ""},
+	{cra, "II (7)", "updates are distributed securely", []string{"updater/trust.TestAttacks", "updater/trust.TestOfflineStick", "story bad_signature_refused"}, ""},
+
+	{iec, "EDR 3.10", "support for updates", []string{"updater.TestUpdateCommits", "story update_commit"}, ""},
+	{iec, "EDR 3.10 RE(1)", "authenticity and integrity are checked before an update is installed", []string{"updater/trust.TestEnvelopeCorruption", "updater.TestLyingSource", "story bad_signature_refused", "tests/attacks.TestAttacks/signature"}, ""},
+	{iec, "EDR 3.11", "physical tamper resistance", nil, "hardware"},
+	{iec, "EDR 3.12", "the supplier's roots of trust are provisioned and protected", []string{"updater/trust.TestFastForwardCure", "updater/trust.TestStoreCorrupted"}, ""},
+	{iec, "EDR 3.13", "the asset owner's roots of trust are provisioned and protected", []string{"updater/trust.TestStatement", "updater.TestRunIgnoresOthers"}, ""},
+	{iec, "EDR 3.14", "integrity of the boot process", []string{"bootctl/boottest.TestGRUB", "bootctl/early.TestSlot", "partition/verity.TestRootNoticesEveryBlock"}, ""},
+	{iec, "EDR 3.14 RE(1)", "authenticity of the boot process: what runs is signed, and measured", []string{"story tpm_knows_what_runs", "bootctl/early.TestSlot"}, ""},
+	{iec, "CR 1.8, 1.9", "certificates and public keys: weak, wrong and missing ones are refused", []string{"updater/trust.TestKeySetRefused", "transport/broker.TestAccessWithoutCertificate"}, ""},
+	{iec, "CR 2.8", "auditable events", []string{"tpm.TestLedger", "updater.TestVerdictOncePerAttempt"}, ""},
+	{iec, "CR 2.9, 2.10", "storage for audits: a full one keeps no update from going on", []string{"updater.TestJournalCannotBeWritten", "bootctl/bootreport.TestAttemptsAreBounded", "updater.TestTenYears"}, ""},
+	{iec, "CR 3.4", "integrity of software and information", []string{"partition.TestRecordCorruption", "updater/journal.TestDamage", "bootctl/grubenv.TestParseCorrupt", "partition/datafile.TestPowerCut"}, ""},
+	{iec, "CR 3.4 RE(1), RE(2)", "authenticity of software; a violation is told by itself", []string{"updater/trust.TestEnvelopeRefused", "updater.TestRunRefuses", "updater.TestRottenBase"}, ""},
+	{iec, "CR 3.5", "input validation", []string{"updater/trust/strictjson.TestCheckRefusesAmbiguity", "transport.TestMessages", "updater/manifest.TestManifestRefused", "bootctl/early.TestParseCmdline", "tests/attacks.TestAttacks"}, ""},
+	{iec, "CR 3.7", "errors are handled without telling secrets", []string{"transport.TestVerdictFits", "updater/cmd/updater.TestCodes"}, ""},
+	{iec, "CR 3.9", "audit information is protected", []string{"tpm.TestLedgerMismatch", "tpm.TestForeignIndex"}, ""},
+	{iec, "CR 6.1", "audit logs can be read by those who may", []string{"updater/control.TestClientAndServer", "updater/control.TestRefused"}, ""},
+	{iec, "CR 7.1", "denial of service: floods, silence and endless data", []string{"transport/mqtt.TestHugePacket", "transport/mqtt.TestBrokerFallsSilent", "transport/broker.TestFrozenDevice"}, ""},
+	{iec, "CR 7.2", "resources are managed: memory is bounded", []string{"updater/cmd/updater.TestMemory", "partition.TestWriterMemory", "updater.TestIndexOverMemory", "tests/attacks.TestAttacks"}, ""},
+	{iec, "CR 7.3", "backup", nil, "the product's; the system before stays in the other slot"},
+	{iec, "CR 7.4", "recovery and reconstitution", []string{"updater.TestRollback", "updater.TestBootRecordLost", "story data_partition_lost"}, ""},
+
+	{nist, "4.1", "roots of trust; what host software left is not trusted", []string{"bootctl/boottest.TestHostileStorage", "updater.TestFloorAndSchemaWithoutJournal", "tests/attacks.TestAttacks/journal"}, ""},
+	{nist, "4.2.1", "updates are authenticated, and there is no way past that", []string{"updater.TestAdmission", "updater.TestVerifySlot", "story wrong_board_refused", "tests/attacks.TestAttacks/manifest"}, ""},
+	{nist, "4.2.1.3", "no way back to what must not run again", []string{"updater.TestFloorRisesAtCommit", "updater.TestRollbackRefused", "story downgrade_refused", "tests/attacks.TestAttacks/metadata"}, ""},
+	{nist, "4.2.4", "critical data is protected, and a known good state of it kept", []string{"bootctl/boottest.TestGrubenvConforms", "bootctl/boottest.TestGrubenvPairLost"}, ""},
+	{nist, "4.3", "corruption is detected, and reported", []string{"updater.TestVerifySlot", "updater.TestReadBackFindsRot", "bootctl/boottest.TestEveryBit", "tests/attacks.TestAttacks/record"}, ""},
+	{nist, "4.4.1", "recovery to a state of integrity, by itself or on request, without a network", []string{"updater.TestDeadReleaseReverts", "updater.TestRollback", "updater.TestNetworkInTrial", "story env_unreadable_boots_good"}, ""},
+	{nist, "4.4.2", "recovery of critical data", []string{"updater.TestBootRecordLost", "bootctl/boottest.TestGrubenvAllLost", "tpm.TestLedgerCopyLost"}, ""},
+
+	{nistir, "software update", "only by those who may, verified, told apart, and set by policy", []string{"updater.TestRunIgnoresOthers", "updater.TestAdmission", "updater.TestState"}, ""},
+
+	{suit, "REQ.SEC.SEQUENCE", "a lower sequence is refused, and needs no clock", []string{"updater.TestAdmission", "updater/trust.TestNoClock"}, ""},
+	{suit, "REQ.SEC.EXP", "what has expired is refused where time is known", []string{"updater.TestExpired"}, ""},
+	{suit, "REQ.SEC.AUTH.PRECURSOR", "a delta names what it starts from", []string{"updater.TestRottenBase", "updater.TestAdmission"}, ""},
+	{suit, "REQ.SEC.IMG.COMPLETE_DIGEST", "the digest covers the whole image", []string{"partition.TestReadBack", "partition.TestReadBackIsFromTheMedium"}, ""},
+	{suit, "REQ.SEC.MFST.CONST", "what was checked is what is used", []string{"updater.TestRunInstallsOnlyWhatIsWanted", "updater.TestLyingSource"}, ""},
+	{suit, "REQ.SEC.AUTH.COMPATIBLE", "a release for another board is refused", []string{"updater.TestAdmission", "story wrong_board_refused"}, ""},
+	{suit, "REQ.SEC.RIGHTS", "each key for its own purpose", []string{"updater/trust.TestEnvelopeRefused", "updater/trust.TestStatement"}, ""},
+	{suit, "REQ.SEC.REPORTING", "an attempt has one report", []string{"updater.TestVerdictOncePerAttempt", "updater.TestTenYears"}, ""},
+}
+
+// limits are what all of this does not prove.
+var limits = []string{
+	"No hardware was cut: the disks are models, and files under QEMU. Real flash can lose blocks that nobody was writing, wear out, and take longer than any model.",
+	"A disk that says that it has written and has not (class C6) can lose anything. What is shown for it is only that no unverified system becomes good and that the system from before boots.",
+	"A loader is held against its model in the cases that the real GRUB was run through. Firmware, boot ROM and other loaders are not tested here.",
+	"The power cut models work in sectors of 512 bytes and lose, keep, tear or destroy them. Faults of another kind, such as a controller that mixes up its mapping, are not in it.",
+	"Cryptography, kernel, C library of the desk's tools, and Go's own libraries are taken as they are.",
+	"Tests show that faults are absent where they look. A row of a standard that was tested against is not a certificate.",
+	"Health checks say what their authors thought of: a release that works badly and passes them is committed.",
+}
