@@ -8,5 +8,7 @@ func all() []Attack {
 		manifestAttacks,
 		signatureAttacks,
 		recordAttacks,
+		tableAttacks,
+		tpmAttacks,
 	)
 }
