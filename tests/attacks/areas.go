@@ -7,6 +7,7 @@ func all() []Attack {
 	return slices.Concat(
 		manifestAttacks,
 		signatureAttacks,
+		configAttacks,
 		environmentAttacks,
 		recordAttacks,
 		tableAttacks,
