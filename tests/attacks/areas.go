@@ -9,6 +9,7 @@ func all() []Attack {
 		signatureAttacks,
 		configAttacks,
 		environmentAttacks,
+		mqttAttacks,
 		recordAttacks,
 		tableAttacks,
 		tpmAttacks,
