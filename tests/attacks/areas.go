@@ -9,6 +9,7 @@ func all() []Attack {
 		signatureAttacks,
 		configAttacks,
 		environmentAttacks,
+		limitAttacks,
 		mqttAttacks,
 		recordAttacks,
 		tableAttacks,
