@@ -1,6 +1,8 @@
 package updater
 
 import (
+	"context"
+	"io"
 	"slices"
 	"testing"
 
@@ -93,5 +95,27 @@ func TestLyingLeaves(t *testing.T) {
 		require.Empty(t, d.holds(bootctl.B))
 		require.NoError(t, d.install(u, "2.0.0", Options{}))
 		d.settled(d.start(), "2.0.0")
+	})
+}
+
+// void is a source that answers without bytes and without an error where a blob is asked for.
+type void struct {
+	*source
+	blob manifest.Digest
+}
+
+func (v void) ReadRange(ctx context.Context, blob manifest.Digest, off int64, p []byte) (int, error) {
+	if blob == v.blob {
+		return 0, nil
+	}
+	return v.source.ReadRange(ctx, blob, off, p)
+}
+
+// A source that answers with nothing is not asked for ever.
+func TestLeavesOfNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		tree, _ := theWorld().told("2.0.0")
+		d := newDevice(t, "0.9.0", "")
+		require.ErrorIs(t, d.start().Install(ctx, void{d.w.source("2.0.0"), tree}, Options{Full: transport.FullGo}), io.ErrNoProgress)
 	})
 }

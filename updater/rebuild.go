@@ -255,6 +255,9 @@ func (u *Updater) tree(ctx context.Context, src Source, c manifest.Content) ([]b
 	for have := 0; have < len(list); {
 		n, err := u.fetch(ctx, src, c.Tree, int64(have), list[have:])
 		have += n
+		if n == 0 && err == nil {
+			err = io.ErrNoProgress // or such a source would be asked for ever
+		}
 		if err != nil && !(err == io.EOF && have == len(list)) {
 			return nil, fmt.Errorf("tree %s: %w", c.Tree, err)
 		}

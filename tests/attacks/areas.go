@@ -14,5 +14,14 @@ func all() []Attack {
 		recordAttacks,
 		tableAttacks,
 		tpmAttacks,
+		metadataAttacks,
+		statementAttacks,
+		deltaAttacks,
+		indexAttacks,
+		releaseAttacks,
+		clockAttacks,
+		raceAttacks,
+		diskAttacks,
+		sourceAttacks,
 	)
 }

@@ -41,6 +41,7 @@ type Scene struct {
 	*testing.T
 	attack   Attack
 	kept     []kept
+	compared int // things kept that were compared
 	variants int
 }
 
@@ -54,6 +55,19 @@ type kept struct {
 // Keep notes something that the attack must leave as it is, as it is now.
 func (s *Scene) Keep(name string, bytes func() []byte) {
 	s.kept = append(s.kept, kept{name, bytes, sha256.Sum256(bytes())})
+}
+
+// Compare finds out whether what was kept so far is as it was, and lets go of it. The
+// runner does so at the end; a case calls it that goes through many devices.
+func (s *Scene) Compare() {
+	s.Helper()
+	for _, k := range s.kept {
+		if sha256.Sum256(k.bytes()) != k.before {
+			s.Errorf("%s: after %d variants, %s is not what it was", s.attack.Input, s.variants, k.name)
+		}
+		s.compared++
+	}
+	s.kept = nil
 }
 
 // Variant judges what the device said about one of the inputs of the case. The format
@@ -111,13 +125,8 @@ func (a Attack) run(t *testing.T) int {
 	case !met(err, a.Want):
 		t.Errorf("%s: got %v, want %v", a.Input, err, a.Want)
 	}
-	if len(s.kept) == 0 {
+	if s.Compare(); s.compared == 0 {
 		t.Error("the case keeps nothing, and so shows nothing")
-	}
-	for _, k := range s.kept {
-		if sha256.Sum256(k.bytes()) != k.before {
-			t.Errorf("%s: %s is not what it was", a.Input, k.name)
-		}
 	}
 	return max(s.variants, 1)
 }

@@ -51,10 +51,11 @@ func must[T any](v T, err error) T {
 // desk holds the keys of everybody, the attacker's among them ("stranger"), and the
 // honest releases of the product.
 type desk struct {
-	keys map[string][]mktrust.Signer // by role
+	keys   map[string][]mktrust.Signer // by role
+	anchor []byte                      // the first root, as the system image carries it
 
-	first, old, next *release // what the running slot has, the spare one, and the update
-	epoch            *release // what a device runs whose floor is 2
+	first, old, next *bundle // what the running slot has, the spare one, and the update
+	epoch            *bundle // what a device runs whose floor is 2
 }
 
 // quorums is how many keys a role has, and how many of them must sign. One stolen key
@@ -78,6 +79,7 @@ var theDesk = sync.OnceValue(func() *desk {
 			d.keys[role] = append(d.keys[role], must(mktrust.FromCrypto(must(mktrust.NewKey(mktrust.Ed25519)))))
 		}
 	}
+	d.anchor = d.repository().files["1.root.json"]
 	d.old = d.release("0.9.0", 9, nil)
 	d.first = d.release("1.0.0", 10, nil)
 	d.next = d.release("2.0.0", 20, d.first)
@@ -101,8 +103,8 @@ func (d *desk) seal(payload []byte) []byte {
 	return must(mktrust.Seal(background, trust.ManifestType, payload, d.keys[mktrust.Release][:2]...))
 }
 
-// release is a manifest, what it names, and the envelope that it comes in.
-type release struct {
+// bundle is a release: a manifest, what it names, and the envelope that it comes in.
+type bundle struct {
 	desk     *desk
 	m        manifest.Manifest
 	payload  []byte // the manifest's bytes
@@ -127,8 +129,8 @@ func content(version string, size int) []byte {
 }
 
 // release makes an honest release: in full, with an index and with a delta from base.
-func (d *desk) release(version string, sequence uint64, base *release) *release {
-	r := &release{desk: d, images: map[string][]byte{}, blobs: map[manifest.Digest][]byte{}}
+func (d *desk) release(version string, sequence uint64, base *bundle) *bundle {
+	r := &bundle{desk: d, images: map[string][]byte{}, blobs: map[manifest.Digest][]byte{}}
 	r.m = manifest.Manifest{
 		Format: manifest.Format, Product: "gateway", Boards: []string{board}, Version: version, Sequence: sequence,
 		Trial:  manifest.Trial{Tries: 3, DeadlineSeconds: 60, WindowSeconds: 4, Network: manifest.NetworkIgnore},
@@ -167,7 +169,7 @@ func (d *desk) release(version string, sequence uint64, base *release) *release 
 }
 
 // add keeps a blob, with the list of its leaves where it needs one.
-func (r *release) add(data []byte) manifest.Content {
+func (r *bundle) add(data []byte) manifest.Content {
 	data = bytes.Clone(data)
 	c := manifest.Content{Digest: manifest.DigestOf(data), Size: int64(len(data))}
 	r.blobs[c.Digest] = data
@@ -189,7 +191,7 @@ func listOf(data []byte) (list []byte) {
 }
 
 // signed gives the release the envelope of its manifest.
-func (r *release) signed() *release {
+func (r *bundle) signed() *bundle {
 	r.payload = must(json.Marshal(r.m))
 	r.envelope = r.desk.seal(r.payload)
 	return r
@@ -197,8 +199,8 @@ func (r *release) signed() *release {
 
 // changed is the same release with another manifest, which need not be a valid one. The
 // right keys have signed it all the same. Its blobs are its own to change.
-func (r *release) changed(change func(m *manifest.Manifest)) *release {
-	c := &release{desk: r.desk, images: r.images, blobs: map[manifest.Digest][]byte{}}
+func (r *bundle) changed(change func(m *manifest.Manifest)) *bundle {
+	c := &bundle{desk: r.desk, images: r.images, blobs: map[manifest.Digest][]byte{}}
 	for digest, blob := range r.blobs {
 		c.blobs[digest] = blob
 	}
@@ -210,14 +212,14 @@ func (r *release) changed(change func(m *manifest.Manifest)) *release {
 }
 
 // with is the release in another envelope.
-func (r *release) with(envelope []byte) *release {
+func (r *bundle) with(envelope []byte) *bundle {
 	c := *r
 	c.envelope = envelope
 	return &c
 }
 
 // bytes is the release around other bytes than a manifest's, signed by the right keys.
-func (r *release) bytes(payload []byte) *release {
+func (r *bundle) bytes(payload []byte) *bundle {
 	c := r.with(r.desk.seal(payload))
 	c.payload = payload
 	return c
@@ -225,7 +227,7 @@ func (r *release) bytes(payload []byte) *release {
 
 // edited is the manifest's JSON with one value changed: at a path as "images.0.size", to
 // raw, which need not be JSON; or taken away where that is "".
-func (r *release) edited(path, raw string) []byte {
+func (r *bundle) edited(path, raw string) []byte {
 	var doc any
 	decoder := json.NewDecoder(bytes.NewReader(r.payload))
 	decoder.UseNumber()
@@ -258,7 +260,7 @@ func (d *desk) statement(s trust.Statement) []byte {
 }
 
 // order is the ordinary statement: this device should run the release.
-func (d *desk) order(r *release, counter uint64) trust.Statement {
+func (d *desk) order(r *bundle, counter uint64) trust.Statement {
 	body := must(json.Marshal(transport.Desired{Manifest: string(manifest.DigestOf(r.payload)), Version: r.m.Version}))
 	return trust.Statement{Device: me, Counter: counter, Kind: transport.KindDesired, Issued: today, Expires: today.AddDate(0, 1, 0), Body: body}
 }
@@ -276,7 +278,7 @@ type repository struct {
 }
 
 // repository offers releases, in version 1 of everything.
-func (d *desk) repository(offers ...*release) *repository {
+func (d *desk) repository(offers ...*bundle) *repository {
 	r := &repository{desk: d, by: map[string][]mktrust.Signer{}, files: map[string][]byte{}}
 	head := func(role string) object {
 		return object{"_type": role, "spec_version": "1.0.31", "version": 1, "expires": today.AddDate(1, 0, 0).Format(time.RFC3339)}
@@ -317,7 +319,7 @@ func listed(signers []mktrust.Signer) (keys object, ids []string) {
 }
 
 // offer lists releases as targets.
-func (r *repository) offer(offers ...*release) {
+func (r *repository) offer(offers ...*bundle) {
 	for _, o := range offers {
 		sum := sha256.Sum256(o.envelope)
 		r.target["targets"].(object)[o.m.TargetName()] = object{"length": len(o.envelope), "hashes": object{"sha256": hex.EncodeToString(sum[:])}}

@@ -105,11 +105,11 @@ func (f *folder) bytes() []byte {
 
 // device comes from the factory with a release in slot a, which runs, and another one in
 // slot b.
-func (s *Scene) device(running, spare *release) *device {
+func (s *Scene) device(running, spare *bundle) *device {
 	d := &device{s: s, desk: running.desk, disks: map[string]*disktest.Disk{}, store: newFolder(), trust: newFolder(), keys: running.desk.releaseKeys(), slot: bootctl.A, now: time.Now}
 	bench := disktest.NewBench()
 	d.disks["record"] = bench.Disk(grubenv.Image(bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.OK})[:grubenv.LedgerOffset])
-	for slot, r := range map[bootctl.Slot]*release{bootctl.A: running, bootctl.B: spare} {
+	for slot, r := range map[bootctl.Slot]*bundle{bootctl.A: running, bootctl.B: spare} {
 		d.disks[string(slot)+"/boot"] = bench.Disk(slices.Concat(r.images["boot"], make([]byte, 4096)))
 		// The record is written to a disk of its own first: the bench begins with an empty log.
 		root := disktest.New(slices.Concat(r.images["root"], make([]byte, 4*4096+partition.RecordSize)))
@@ -162,7 +162,7 @@ func (d *device) slotBytes(slot bootctl.Slot) []byte {
 func (d *device) record() bootctl.Record { return must(grubenv.Open(d.disks["record"]).Load()) }
 
 // holds tells whether a slot has all of a release, and its signed record.
-func (d *device) holds(slot bootctl.Slot, r *release) bool {
+func (d *device) holds(slot bootctl.Slot, r *bundle) bool {
 	rec, err := partition.ReadRecord(d.disks[string(slot)+"/root"])
 	if err != nil || !bytes.Equal(rec.Envelope, r.envelope) {
 		return false
@@ -186,7 +186,7 @@ func (d *device) on() (*updater.Updater, error) {
 			held, _ = manifest.Parse(payload)
 		}
 	}
-	client, err := trust.Open(d.trust, d.desk.repository().files["1.root.json"])
+	client, err := trust.Open(d.trust, d.desk.anchor)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +233,7 @@ func (d *device) start() *updater.Updater {
 }
 
 // ends requires that after all the device runs a release, committed.
-func (d *device) ends(r *release) {
+func (d *device) ends(r *bundle) {
 	d.s.Helper()
 	u := d.start()
 	require.Equal(d.s, r.m.Version, u.Running().Manifest.Version)
@@ -243,11 +243,13 @@ func (d *device) ends(r *release) {
 }
 
 // takes requires that an honest source brings the device to the next release, whatever it
-// was offered before.
-func (d *device) takes(r *release) {
+// was offered before. What said that it failed may have gone far enough to be tried.
+func (d *device) takes(r *bundle) {
 	d.s.Helper()
 	d.s.Bubble(func() {
-		require.NoError(d.s, d.start().Install(background, d.source(r), updater.Options{Full: transport.FullGo}))
+		if u := d.start(); u.Running().Manifest.Version != r.m.Version {
+			require.NoError(d.s, u.Install(background, d.source(r), updater.Options{Full: transport.FullGo}))
+		}
 		d.ends(r)
 	})
 }
@@ -344,7 +346,7 @@ func (d *device) heard() error {
 
 // source is a release on its way to the device. Its hooks make it lie.
 type source struct {
-	*release
+	*bundle
 	files    map[string][]byte // metadata
 	asked    int               // calls of Manifest
 	manifest func(n int) ([]byte, error)
@@ -353,12 +355,12 @@ type source struct {
 }
 
 // source brings a release with metadata that offers it.
-func (d *device) source(r *release) *source {
-	return &source{release: r, files: d.desk.repository(r).files}
+func (d *device) source(r *bundle) *source {
+	return &source{bundle: r, files: d.desk.repository(r).files}
 }
 
 // from brings a release with other metadata.
-func (r *release) from(repo *repository) *source { return &source{release: r, files: repo.files} }
+func (r *bundle) from(repo *repository) *source { return &source{bundle: r, files: repo.files} }
 
 func (s *source) Manifest(context.Context) ([]byte, error) {
 	s.asked++

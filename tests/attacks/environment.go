@@ -24,7 +24,7 @@ var environmentAttacks = []Attack{
 	environment("one-copy-spoiled", "each copy in turn zero, ff, noise, or of another file", nil, func(offer func([]byte, string, ...any)) {
 		for _, at := range copiesAt {
 			for name, sector := range strange() {
-				for _, env := range honest() {
+				for _, env := range environments() {
 					copy(env[at:], sector)
 					offer(env, "copy at %d: %s", at, name)
 				}
@@ -33,7 +33,7 @@ var environmentAttacks = []Attack{
 	}),
 	environment("no-record-left", "both copies of the record gone, with and without the confirmed one", bootctl.ErrNoRecord, func(offer func([]byte, string, ...any)) {
 		for name, sector := range strange() {
-			for _, env := range honest() {
+			for _, env := range environments() {
 				copy(env[grubenv.Copy0Offset:], sector)
 				copy(env[grubenv.Copy1Offset:], sector)
 				offer(env, "%s", name)
@@ -48,7 +48,7 @@ var environmentAttacks = []Attack{
 				if (i+j)%11 != 0 {
 					continue
 				}
-				env := honest()[0]
+				env := environments()[0]
 				copy(env[grubenv.Copy0Offset:], grubenv.Copy{Record: one, Generation: 1}.Block())
 				copy(env[grubenv.Copy1Offset:], grubenv.Copy{Record: other, Generation: 1}.Block())
 				offer(env, "%s; %s", one, other)
@@ -64,7 +64,7 @@ var environmentAttacks = []Attack{
 		for _, name := range []string{"tandem", "good", "trying", "tries", "bad", "gen", "check"} {
 			for _, value := range []string{"a", "b", "none", "9", "0", "", strings.Repeat("f", 8)} {
 				for _, place := range []string{"tandem=", "check="} {
-					for _, env := range honest() {
+					for _, env := range environments() {
 						changeText(env, place, name+"="+value+"\n"+place)
 						offer(env, "%s=%s at %s", name, value, place)
 					}
@@ -75,10 +75,10 @@ var environmentAttacks = []Attack{
 	environment("newlines-escaped", "lines that a backslash joins, and comments that hide one", nil, func(offer func([]byte, string, ...any)) {
 		for _, name := range []string{"good=", "trying=", "tries=", "bad=", "gen=", "check="} {
 			for _, escape := range []string{"\\\n", "\\", "\\\\", "#", "#\\\n", "\x00", "\r\n", "=\\\n"} {
-				for _, env := range honest() {
+				for _, env := range environments() {
 					changeText(env, name, escape+name)
 					offer(env, "%q before %s", escape, name)
-					env = honest()[1]
+					env = environments()[1]
 					changeText(env, name, name+escape)
 					offer(env, "%q after %s", escape, name)
 				}
@@ -87,20 +87,20 @@ var environmentAttacks = []Attack{
 	}),
 	environment("no-room-to-save", "values so long that nothing more fits", nil, func(offer func([]byte, string, ...any)) {
 		for n := 250; n < 512; n += 7 {
-			for _, env := range honest() {
+			for _, env := range environments() {
 				changeText(env, "tandem=", "note="+strings.Repeat("x", n)+"\ntandem=")
 				offer(env, "%d bytes", n)
 			}
 		}
 	}),
 	environment("confirmed-names-a-bad-slot", "a confirmed copy for the slot that the record calls bad", nil, func(offer func([]byte, string, ...any)) {
-		for _, env := range honest() {
+		for _, env := range environments() {
 			copy(env[grubenv.ConfirmedOffset:], grubenv.Image(bootctl.Record{Good: bootctl.B, A: bootctl.Bad, B: bootctl.OK})[grubenv.ConfirmedOffset:][:grubenv.BlockSize])
 			offer(env, "b")
 		}
 	}),
 	environment("file-system-damaged", "the FAT around the copies with a bit flipped, empty, or all ff", nil, func(offer func([]byte, string, ...any)) {
-		for _, env := range honest() {
+		for _, env := range environments() {
 			for at := 0; at < grubenv.Copy0Offset; at += 499 {
 				env[at] ^= 0x10
 				offer(env, "byte %d", at)
@@ -115,8 +115,8 @@ var environmentAttacks = []Attack{
 	environment("noise", "copies spoiled at random, but one", nil, func(offer func([]byte, string, ...any)) {
 		r := rand.New(rand.NewPCG(4, 4))
 		for i := range 100 {
-			env := boottest.Hostile(r, honest()[i%2])
-			copy(env[grubenv.Copy1Offset:], honest()[i%2][grubenv.Copy1Offset:][:grubenv.BlockSize])
+			env := boottest.Hostile(r, environments()[i%2])
+			copy(env[grubenv.Copy1Offset:], environments()[i%2][grubenv.Copy1Offset:][:grubenv.BlockSize])
 			offer(env, "%d", i)
 		}
 	}),
@@ -140,7 +140,7 @@ var environmentAttacks = []Attack{
 		Name: "environment/read-only", Input: "a record that nobody can write to, with a trial in it", Want: syscall.EROFS, Threats: []string{uptaneFreeze},
 		Run: func(s *Scene) error {
 			d := s.device(theDesk().first, theDesk().old)
-			env := honest()[1]
+			env := environments()[1]
 			d.disks["record"] = disktest.New(env)
 			d.disks["record"].Inject(disktest.Fault{Op: disktest.Write, At: 1, Err: syscall.EROFS, Sticky: true})
 			d.keep(everything...)
@@ -156,8 +156,8 @@ var environmentAttacks = []Attack{
 
 var copiesAt = []int{grubenv.Copy0Offset, grubenv.Copy1Offset, grubenv.ConfirmedOffset}
 
-// honest are the storage of a device whose spare slot is bad, and of one with a trial.
-func honest() [][]byte {
+// environments are the storage of a device whose spare slot is bad, and of one with a trial.
+func environments() [][]byte {
 	var out [][]byte
 	for _, r := range []bootctl.Record{
 		{Good: bootctl.A, A: bootctl.OK, B: bootctl.Bad},
@@ -254,7 +254,7 @@ func forgedRecord(name, input, variable string, values ...string) Attack {
 			_, err := grubenv.Parse(sector)
 			s.Variant(err, "%s=%q", variable, value)
 			for _, at := range copiesAt {
-				env := honest()[0]
+				env := environments()[0]
 				copy(env[at:], sector)
 				s.comesToRest(env, "%s=%q at %d", variable, value, at)
 				require.Equal(s, bootctl.A, boottest.GRUB(env, boottest.World{}).Slot)

@@ -25,7 +25,7 @@ var manifestAttacks = []Attack{
 		Name: "manifest/truncated-at-every-byte", Input: "each beginning of a manifest, signed", Want: manifest.ErrFormat, Threats: []string{suitModification},
 		Run: func(s *Scene) error {
 			r := small()
-			return s.refuses(func(offer func(*release, string, ...any)) {
+			return s.refuses(func(offer func(*bundle, string, ...any)) {
 				for n := range r.payload {
 					offer(r.bytes(r.payload[:n]), "%d bytes", n)
 				}
@@ -36,7 +36,7 @@ var manifestAttacks = []Attack{
 		Name: "manifest/every-bit-flipped", Input: "a signed manifest with one other bit", Want: trust.ErrSignature, Threats: []string{tufArbitrary, uptaneArbitrary, suitNonAuth, suitOnPath},
 		Run: func(s *Scene) error {
 			r := small()
-			return s.refuses(func(offer func(*release, string, ...any)) {
+			return s.refuses(func(offer func(*bundle, string, ...any)) {
 				var e map[string]any
 				if err := json.Unmarshal(r.envelope, &e); err != nil {
 					panic(err)
@@ -57,7 +57,7 @@ var manifestAttacks = []Attack{
 		Want: either(trust.ErrFormat, trust.ErrSignature, trust.ErrThreshold, trust.ErrMismatch),
 		Run: func(s *Scene) error {
 			r := small()
-			return s.refuses(func(offer func(*release, string, ...any)) {
+			return s.refuses(func(offer func(*bundle, string, ...any)) {
 				from := bytes.Index(r.envelope, []byte(`"payload":`)) + len(`"payload":"`)
 				to := from + bytes.IndexByte(r.envelope[from:], '"')
 				for bit := range len(r.envelope) * 8 {
@@ -75,14 +75,14 @@ var manifestAttacks = []Attack{
 		Name: "manifest/envelope-truncated-at-every-byte", Input: "each beginning of an envelope", Want: trust.ErrFormat, Threats: []string{suitOnPath},
 		Run: func(s *Scene) error {
 			r := small()
-			return s.refuses(func(offer func(*release, string, ...any)) {
+			return s.refuses(func(offer func(*bundle, string, ...any)) {
 				for n := range r.envelope {
 					offer(r.with(r.envelope[:n]), "%d bytes", n)
 				}
 			})
 		},
 	},
-	refused("duplicate-keys", "a manifest of which two readers see two different ones", manifest.ErrFormat, []string{suitModification, tufWrong}, func(r *release) [][]byte {
+	refused("duplicate-keys", "a manifest of which two readers see two different ones", manifest.ErrFormat, []string{suitModification, tufWrong}, func(r *bundle) [][]byte {
 		var out [][]byte
 		for _, twice := range []string{
 			`"sequence":1,"sequence":`, `"Sequence":1,"sequence":`, `"se\u0071uence":1,"sequence":`, `"\u017fequence":1,"sequence":`,
@@ -94,19 +94,19 @@ var manifestAttacks = []Attack{
 			replaced(r.payload, `"tries":`, `"tries":1,"tries":`),
 			replaced(r.payload, `"target":`, `"TARGET":"data","target":`))
 	}),
-	refused("unknown-critical-field", "a manifest with a condition that the device cannot check", manifest.ErrCritical, []string{suitFormat}, func(r *release) [][]byte {
+	refused("unknown-critical-field", "a manifest with a condition that the device cannot check", manifest.ErrCritical, []string{suitFormat}, func(r *bundle) [][]byte {
 		return [][]byte{
 			r.edited("critical", `["images.licence"]`), r.edited("critical", `["images.verity", "a"]`), r.edited("critical", `[""]`),
 			r.edited("critical", `["IMAGES"]`), r.edited("critical", `["images.0.name"]`), r.edited("critical", `["`+strings.Repeat("x", 100000)+`"]`),
 		}
 	}),
-	refused("format-of-tomorrow", "a manifest of another format", manifest.ErrUnsupported, []string{suitFormat}, func(r *release) [][]byte {
+	refused("format-of-tomorrow", "a manifest of another format", manifest.ErrUnsupported, []string{suitFormat}, func(r *bundle) [][]byte {
 		return [][]byte{r.edited("format", "2"), r.edited("format", "2147483647"), []byte(`{"format":2,"images":"elsewhere"}`)}
 	}),
-	refused("format-of-none", "a manifest that does not say what it is", manifest.ErrFormat, []string{suitFormat}, func(r *release) [][]byte {
+	refused("format-of-none", "a manifest that does not say what it is", manifest.ErrFormat, []string{suitFormat}, func(r *bundle) [][]byte {
 		return [][]byte{r.edited("format", ""), r.edited("format", "0"), r.edited("format", "-1"), r.edited("format", `"1"`), r.edited("format", "[]")}
 	}),
-	refused("no-json", "bytes that only look like a manifest", manifest.ErrFormat, []string{suitFormat}, func(r *release) [][]byte {
+	refused("no-json", "bytes that only look like a manifest", manifest.ErrFormat, []string{suitFormat}, func(r *bundle) [][]byte {
 		wide := []byte{}
 		for _, c := range r.payload {
 			wide = append(wide, c, 0)
@@ -118,7 +118,7 @@ var manifestAttacks = []Attack{
 			replaced(r.payload, `"gateway"`, `'gateway'`), replaced(r.payload, `gateway`, "gate\xc3\x28way"), replaced(r.payload, `gateway`, `gate\ud800way`),
 		}
 	}),
-	refused("null-for-every-field", "a manifest with null where a value belongs", manifest.ErrFormat, []string{suitModification}, func(r *release) (out [][]byte) {
+	refused("null-for-every-field", "a manifest with null where a value belongs", manifest.ErrFormat, []string{suitModification}, func(r *bundle) (out [][]byte) {
 		for _, path := range []string{
 			"format", "product", "boards", "version", "sequence", "epoch", "images", "images.0", "images.0.name", "images.0.type", "images.0.target", "images.0.digest",
 			"images.0.size", "images.0.payloads", "images.0.payloads.0", "images.0.payloads.0.kind", "images.0.payloads.0.blob", "images.0.payloads.0.blob.digest",
@@ -128,7 +128,7 @@ var manifestAttacks = []Attack{
 		}
 		return out
 	}),
-	refused("field-missing", "a manifest that leaves out what counts", manifest.ErrFormat, []string{suitModification, uptanePartialBundle}, func(r *release) (out [][]byte) {
+	refused("field-missing", "a manifest that leaves out what counts", manifest.ErrFormat, []string{suitModification, uptanePartialBundle}, func(r *bundle) (out [][]byte) {
 		for _, path := range []string{
 			"product", "boards", "version", "sequence", "images", "images.0.name", "images.0.target", "images.0.digest", "images.0.size",
 			"images.0.payloads", "images.0.payloads.0.kind", "images.0.payloads.0.blob", "images.0.payloads.0.blob.digest", "trial", "trial.tries", "trial.deadline_seconds",
@@ -138,13 +138,13 @@ var manifestAttacks = []Attack{
 		}
 		return append(out, r.edited("images", "[]"), r.edited("boards", "[]"), r.edited("images.0.payloads", "[]"), r.edited("images.0.payloads.0.blob", "{}"))
 	}),
-	refused("over-a-mebibyte", "a manifest of a byte too much, and of far too many", manifest.ErrTooLarge, []string{tufEndless, uptaneEndlessData}, func(r *release) [][]byte {
+	refused("over-a-mebibyte", "a manifest of a byte too much, and of far too many", manifest.ErrTooLarge, []string{tufEndless, uptaneEndlessData}, func(r *bundle) [][]byte {
 		return [][]byte{
 			append(bytes.Clone(r.payload), bytes.Repeat([]byte(" "), manifest.MaxSize+1-len(r.payload))...),
 			append(bytes.Repeat([]byte("\n"), 5*manifest.MaxSize/4), r.payload...),
 		}
 	}),
-	refused("nested-for-ever", "a manifest of nothing but brackets", manifest.ErrTooLarge, []string{tufEndless, uptaneEndlessData}, func(r *release) [][]byte {
+	refused("nested-for-ever", "a manifest of nothing but brackets", manifest.ErrTooLarge, []string{tufEndless, uptaneEndlessData}, func(r *bundle) [][]byte {
 		return [][]byte{
 			bytes.Repeat([]byte("["), manifest.MaxSize), bytes.Repeat([]byte(`{"a":`), manifest.MaxSize/5), r.edited("provenance", strings.Repeat("[", 100)+strings.Repeat("]", 100)),
 		}
@@ -174,7 +174,7 @@ var manifestAttacks = []Attack{
 			return d.keep(everything...).offer(r)
 		},
 	},
-	refused("control-characters", "texts that would take over a terminal or end a line of a log", manifest.ErrFormat, []string{suitModification}, func(r *release) (out [][]byte) {
+	refused("control-characters", "texts that would take over a terminal or end a line of a log", manifest.ErrFormat, []string{suitModification}, func(r *bundle) (out [][]byte) {
 		for _, text := range []string{`"a\u001b[2J"`, `"a\nb"`, `"a\rb"`, `"a\u0000"`, `"a\u0085"`, `"a\u009b31m"`, `"a\u007f"`, "\"a\tb\"", "\"a\x1bb\""} {
 			for _, path := range []string{"product", "version", "images.0.name", "images.0.target", "boards.0", "health.0.name", "health.0.target", "provenance.builder"} {
 				out = append(out, r.edited(path, text))
@@ -182,7 +182,7 @@ var manifestAttacks = []Attack{
 		}
 		return out
 	}),
-	refused("sizes-that-wrap", "sizes that a smaller whole number takes for something harmless", manifest.ErrFormat, []string{suitFormat, tufEndless}, func(r *release) (out [][]byte) {
+	refused("sizes-that-wrap", "sizes that a smaller whole number takes for something harmless", manifest.ErrFormat, []string{suitFormat, tufEndless}, func(r *bundle) (out [][]byte) {
 		for _, path := range []string{"images.0.size", "images.0.payloads.0.blob.size"} {
 			for _, n := range []string{"0", "-1", "-8192", "4294975488000000", "9223372036854775807", "9223372036854775808", "18446744073709551615", "18446744073709551616", "18446744073709559808", "68719476737"} {
 				out = append(out, r.edited(path, n))
@@ -193,7 +193,7 @@ var manifestAttacks = []Attack{
 		}
 		return append(out, r.edited("images.0.verity", `{"root_hash":"`+strings.Repeat("ab", 32)+`","salt":"","data_blocks":4503599627370497}`))
 	}),
-	refused("numbers-that-are-none", "numbers that JSON does not have, or that have no one value", manifest.ErrFormat, []string{suitFormat}, func(r *release) (out [][]byte) {
+	refused("numbers-that-are-none", "numbers that JSON does not have, or that have no one value", manifest.ErrFormat, []string{suitFormat}, func(r *bundle) (out [][]byte) {
 		for _, path := range []string{"sequence", "epoch", "images.0.size", "trial.tries"} {
 			for _, n := range []string{"NaN", "Infinity", "-Infinity", "1e400", "1.5", "1.0", "1e3", "-0.0", "0x10", "010", "+1", "1_000", `"20"`, ".5", "5.", "1e", "true", "{}", "--1"} {
 				out = append(out, r.edited(path, n))
@@ -201,7 +201,7 @@ var manifestAttacks = []Attack{
 		}
 		return out
 	}),
-	refused("absurd-trial", "a trial that never ends, or that none could pass", manifest.ErrFormat, []string{suitModification}, func(r *release) (out [][]byte) {
+	refused("absurd-trial", "a trial that never ends, or that none could pass", manifest.ErrFormat, []string{suitModification}, func(r *bundle) (out [][]byte) {
 		for path, values := range map[string][]string{
 			"trial.tries":              {"0", "-1", "10", "2147483648", "18446744073709551616"},
 			"trial.deadline_seconds":   {"0", "-1", "604801", "9223372036", "9223372036854775807"},
@@ -215,7 +215,7 @@ var manifestAttacks = []Attack{
 		}
 		return out
 	}),
-	refused("paths-for-names", "names that would lead out of a folder", manifest.ErrFormat, []string{suitLocation}, func(r *release) (out [][]byte) {
+	refused("paths-for-names", "names that would lead out of a folder", manifest.ErrFormat, []string{suitLocation}, func(r *bundle) (out [][]byte) {
 		for _, path := range []string{"product", "images.0.name", "images.0.target", "boards.0", "health.0.name"} {
 			for _, name := range []string{`".."`, `"."`, `"../boot"`, `"/boot"`, `"a/b"`, `"a\\b"`, `"a b"`, `"-rf"`, `".hidden"`, `"a\u002fb"`, `"ａ"`, `"` + strings.Repeat("x", 65) + `"`} {
 				out = append(out, r.edited(path, name))
@@ -227,7 +227,7 @@ var manifestAttacks = []Attack{
 		}
 		return append(out, r.edited("health.0.target", `"--now"`), r.edited("health.0.target", `"../x.service"`))
 	}),
-	refused("digests-that-are-none", "digests that would compare in more than one way", manifest.ErrFormat, []string{suitModification, tufWrong}, func(r *release) (out [][]byte) {
+	refused("digests-that-are-none", "digests that would compare in more than one way", manifest.ErrFormat, []string{suitModification, tufWrong}, func(r *bundle) (out [][]byte) {
 		for _, path := range []string{"images.0.digest", "images.0.payloads.0.blob.digest"} {
 			for _, digest := range []string{"", "sha256:", "sha256:ab", "sha512:" + strings.Repeat("a", 64), "sha256:" + strings.Repeat("A", 64), strings.Repeat("a", 64), "sha256:" + strings.Repeat("a", 65), "sha256:" + strings.Repeat("../", 22)[:64], " sha256:" + strings.Repeat("a", 64)} {
 				out = append(out, r.edited(path, `"`+digest+`"`))
@@ -235,14 +235,14 @@ var manifestAttacks = []Attack{
 		}
 		return out
 	}),
-	refused("tree-where-none-belongs", "a list of leaves that is missing, or that would say more than the digest", manifest.ErrFormat, []string{suitModification}, func(r *release) [][]byte {
+	refused("tree-where-none-belongs", "a list of leaves that is missing, or that would say more than the digest", manifest.ErrFormat, []string{suitModification}, func(r *bundle) [][]byte {
 		whole, tree := theDesk().next, `"sha256:`+strings.Repeat("a", 64)+`"`
 		return [][]byte{
 			r.edited("images.0.tree", tree), r.edited("images.0.payloads.0.blob.tree", tree), r.edited("images.0.size", "65537"),
 			whole.edited("images.1.tree", ""), whole.edited("images.1.tree", `"sha256:ab"`), whole.edited("images.1.size", "65536"), whole.edited("images.1.payloads.0.blob.tree", ""),
 		}
 	}),
-	refused("one-thing-twice", "images, targets and digests that answer for each other", manifest.ErrFormat, []string{suitLocation, uptaneMixedBundles, tufExtraneous}, func(r *release) [][]byte {
+	refused("one-thing-twice", "images, targets and digests that answer for each other", manifest.ErrFormat, []string{suitLocation, uptaneMixedBundles, tufExtraneous}, func(r *bundle) [][]byte {
 		w := theDesk().next
 		return [][]byte{
 			w.edited("images.1.name", `"boot.img"`), w.edited("images.1.target", `"boot"`), w.edited("boards", `["a","a"]`),
@@ -251,7 +251,7 @@ var manifestAttacks = []Attack{
 			w.edited("health", `[{"name":"a","kind":"mqtt","timeout_seconds":1},{"name":"a","kind":"mqtt","timeout_seconds":1}]`),
 		}
 	}),
-	refused("more-than-fits", "lists of a million", either(manifest.ErrFormat, manifest.ErrTooLarge), []string{tufEndless, tufExtraneous, uptaneEndlessData}, func(r *release) [][]byte {
+	refused("more-than-fits", "lists of a million", either(manifest.ErrFormat, manifest.ErrTooLarge), []string{tufEndless, tufExtraneous, uptaneEndlessData}, func(r *bundle) [][]byte {
 		list := func(element string, n int) string { return "[" + strings.Repeat(element+",", n-1) + element + "]" }
 		image := strings.TrimSuffix(string(must(json.Marshal(r.m.Images))[1:]), "]")
 		return [][]byte{
@@ -260,19 +260,19 @@ var manifestAttacks = []Attack{
 			r.edited("measurements", "{"+strings.TrimSuffix(numbered(65), ",")+"}"), r.edited("version", `"1.0.0-`+strings.Repeat("a", 130)+`"`),
 		}
 	}),
-	refused("extremes-of-sequence-and-epoch", "a release that none could follow", manifest.ErrFormat, []string{tufFastForward, uptaneFreeze}, func(r *release) [][]byte {
+	refused("extremes-of-sequence-and-epoch", "a release that none could follow", manifest.ErrFormat, []string{tufFastForward, uptaneFreeze}, func(r *bundle) [][]byte {
 		return [][]byte{
 			r.edited("sequence", "0"), r.edited("sequence", "9007199254740992"), r.edited("sequence", "18446744073709551615"), r.edited("sequence", "18446744073709551637"), r.edited("sequence", "-1"),
 			r.edited("epoch", "65536"), r.edited("epoch", "-1"), r.edited("epoch", "18446744073709551616"),
 		}
 	}),
-	refused("verity-beyond-the-image", "a hash tree that the next boot would look for elsewhere", manifest.ErrFormat, []string{suitExtra}, func(r *release) (out [][]byte) {
+	refused("verity-beyond-the-image", "a hash tree that the next boot would look for elsewhere", manifest.ErrFormat, []string{suitExtra}, func(r *bundle) (out [][]byte) {
 		for _, n := range []string{"0", "-1", "2", "3", "9223372036854775807"} {
 			out = append(out, r.edited("images.0.verity", `{"root_hash":"`+strings.Repeat("ab", 32)+`","salt":"","data_blocks":`+n+`}`))
 		}
 		return append(out, r.edited("images.0.verity", `{"root_hash":"ab","salt":"","data_blocks":1}`), r.edited("images.0.verity", `{"root_hash":"`+strings.Repeat("ab", 32)+`","salt":"`+strings.Repeat("a", 514)+`","data_blocks":1}`))
 	}),
-	refused("image-of-unknown-kind", "an image or a check that the device does not know", manifest.ErrUnsupported, []string{suitFormat}, func(r *release) [][]byte {
+	refused("image-of-unknown-kind", "an image or a check that the device does not know", manifest.ErrUnsupported, []string{suitFormat}, func(r *bundle) [][]byte {
 		return [][]byte{r.edited("images.0.type", `"firmware"`), r.edited("images.0.type", `""`), r.edited("images.0.type", `"SLOT"`), r.edited("health.0.kind", `"shell"`), r.edited("health.0.kind", `""`)}
 	}),
 
@@ -426,7 +426,7 @@ var manifestAttacks = []Attack{
 }
 
 // small is a release of one small image: its manifest is short enough to try each bit.
-func small() *release {
+func small() *bundle {
 	return theDesk().next.changed(func(m *manifest.Manifest) {
 		m.Images = m.Images[:1]
 		m.Images[0].Payloads = m.Images[0].Payloads[:1]
@@ -451,27 +451,27 @@ func numbered(n int) string {
 }
 
 // offer has the device install a release that is listed as it should be.
-func (d *device) offer(r *release) error {
+func (d *device) offer(r *bundle) error {
 	return must(d.on()).Install(background, d.source(r), updater.Options{Full: transport.FullGo})
 }
 
 // refuses lets a case offer variants to one device that must not change by any of them.
-func (s *Scene) refuses(offers func(offer func(r *release, format string, args ...any))) error {
+func (s *Scene) refuses(offers func(offer func(r *bundle, format string, args ...any))) error {
 	d := s.device(theDesk().first, theDesk().old)
 	u, files := must(d.on()), d.desk.repository(small()).files
 	// The metadata is honest, and is not what these cases are about: it is here already.
-	must(u.CheckRelease(background, &source{release: small(), files: files}, updater.Options{Full: transport.FullGo}))
+	must(u.CheckRelease(background, &source{bundle: small(), files: files}, updater.Options{Full: transport.FullGo}))
 	d.keep(everything...)
-	offers(func(r *release, format string, args ...any) {
-		s.Variant(u.Install(background, &source{release: r, files: files}, updater.Options{Force: true, Full: transport.FullGo}), format, args...)
+	offers(func(r *bundle, format string, args ...any) {
+		s.Variant(u.Install(background, &source{bundle: r, files: files}, updater.Options{Force: true, Full: transport.FullGo}), format, args...)
 	})
 	return nil
 }
 
 // refused is a case of signed bytes that are no manifest.
-func refused(name, input string, want error, threats []string, payloads func(r *release) [][]byte) Attack {
+func refused(name, input string, want error, threats []string, payloads func(r *bundle) [][]byte) Attack {
 	return Attack{Name: "manifest/" + name, Input: input, Want: want, Threats: threats, Run: func(s *Scene) error {
-		return s.refuses(func(offer func(*release, string, ...any)) {
+		return s.refuses(func(offer func(*bundle, string, ...any)) {
 			for i, payload := range payloads(small()) {
 				offer(small().bytes(payload), "variant %d: %.80q", i, payload)
 			}

@@ -35,10 +35,10 @@ import (
 // the one that ships; the time is simulated.
 var mqttAttacks = []Attack{
 	// Whole connections.
-	broken("header-of-256-mib", "five bytes that announce 256 MiB", []byte{0x30, 0xff, 0xff, 0xff, 0x7f}),
-	broken("packet-over-the-limit", "a packet of a byte more than the limit", append(lengthOf(0x30, transport.MaxPacket+1), make([]byte, 100)...)),
-	broken("length-without-end", "a length of more than four bytes", []byte{0x30, 0x80, 0x80, 0x80, 0x80, 0x01}),
-	broken("topic-longer-than-its-packet", "a topic of 64 KiB in a packet of nine bytes", []byte{0x30, 7, 0xff, 0xff, 'o', 't', 'a', '/', 'x'}),
+	unframed("header-of-256-mib", "five bytes that announce 256 MiB", []byte{0x30, 0xff, 0xff, 0xff, 0x7f}),
+	unframed("packet-over-the-limit", "a packet of a byte more than the limit", append(lengthOf(0x30, transport.MaxPacket+1), make([]byte, 100)...)),
+	unframed("length-without-end", "a length of more than four bytes", []byte{0x30, 0x80, 0x80, 0x80, 0x80, 0x01}),
+	unframed("topic-longer-than-its-packet", "a topic of 64 KiB in a packet of nine bytes", []byte{0x30, 7, 0xff, 0xff, 'o', 't', 'a', '/', 'x'}),
 	{
 		Name: "mqtt/malformed-packets", Input: "each type of packet with each flag, of no, of few and of absurd bytes", Threats: []string{suitOnPath, uptaneDropRequest},
 		Run: func(s *Scene) error {
@@ -122,27 +122,27 @@ var mqttAttacks = []Attack{
 	unmet("plain-text", "a broker without TLS where TLS is due", nil),
 
 	// What a device should run.
-	ordered("replayed", "the same retained order on each of ten connections", func(r *rogue) {
+	orders("replayed", "the same retained order on each of ten connections", func(r *rogue) {
 		r.order(1)
 		for range 10 {
 			r.broker.Cut()
 			time.Sleep(2 * time.Minute)
 		}
 	}, 1),
-	ordered("doubled", "an order that comes twenty times", func(r *rogue) {
+	orders("doubled", "an order that comes twenty times", func(r *rogue) {
 		for range 20 {
 			r.order(1)
 		}
 	}, 1),
-	ordered("for-another-device", "orders on the topics of other devices, and on topics that look like ours", func(r *rogue) {
+	orders("for-another-device", "orders on the topics of other devices, and on topics that look like ours", func(r *rogue) {
 		for _, topic := range []string{
 			"ota/v1/d/pump-8/dn/want", "ota/v1/d/pump-7/dn/want/", "ota/v1/d/pump-7/dn/wan", "ota/v1/d/PUMP-7/dn/want", "ota/v1/d//dn/want", "ota/v1/d/+/dn/want", "#", "", "ota/v1/d/pump-7/up/get", "ota/v2/d/pump-7/dn/want",
 		} {
 			r.broker.Raw(published(topic, must(transport.Want{Statement: json.RawMessage(`{"n":9}`)}.Encode())))
 		}
 	}, 0),
-	ordered("empty", "an order of no bytes", func(r *rogue) { r.want(nil); r.want([]byte{}) }, 0),
-	ordered("absurd", "orders that are too large, nested, doubled, of another version, or no order", func(r *rogue) {
+	orders("empty", "an order of no bytes", func(r *rogue) { r.want(nil); r.want([]byte{}) }, 0),
+	orders("absurd", "orders that are too large, nested, doubled, of another version, or no order", func(r *rogue) {
 		statement := `"statement":{"n":1}`
 		for _, text := range []string{
 			`{}`, `[]`, `null`, `5`, `{"v":1}`, `{"v":2,` + statement + `}`, `{` + statement + `}`, `{"v":1,` + statement + `}x`, `{"v":1,` + statement + `,"V":1}`, `{"v":1,"v":1,` + statement + `}`, `{"v":1,"statement":[]}`, `{"v":1,"statement":"x"}`,
@@ -153,7 +153,7 @@ var mqttAttacks = []Attack{
 			r.want([]byte(text))
 		}
 	}, 0),
-	ordered("flood", "two thousand orders at once", func(r *rogue) {
+	orders("flood", "two thousand orders at once", func(r *rogue) {
 		for n := range 2000 {
 			r.order(n)
 			if n%500 == 0 {
@@ -163,16 +163,16 @@ var mqttAttacks = []Attack{
 	}, 1),
 
 	// Blocks of a release that is being installed.
-	blocks("out-of-order", "the blocks of each request in the wrong order", nil, func(r *rogue, answer [][]byte) [][]byte {
+	arriving("out-of-order", "the blocks of each request in the wrong order", nil, func(r *rogue, answer [][]byte) [][]byte {
 		for i, j := 0, len(answer)-1; i < j; i, j = i+1, j-1 {
 			answer[i], answer[j] = answer[j], answer[i]
 		}
 		return answer
 	}),
-	blocks("of-another-transfer", "blocks with the number of another transfer, or the name of another blob", nil, func(_ *rogue, answer [][]byte) [][]byte {
+	arriving("of-another-transfer", "blocks with the number of another transfer, or the name of another blob", nil, func(_ *rogue, answer [][]byte) [][]byte {
 		return beside(answer, func(h *transport.BlockHeader, data []byte) []byte { h.Transfer++; return wrong(data) }, func(h *transport.BlockHeader, data []byte) []byte { h.Object[15] ^= 1; return wrong(data) })
 	}),
-	blocks("overlapping", "blocks that begin before and within those that were asked for", nil, func(_ *rogue, answer [][]byte) [][]byte {
+	arriving("overlapping", "blocks that begin before and within those that were asked for", nil, func(_ *rogue, answer [][]byte) [][]byte {
 		return beside(answer, func(h *transport.BlockHeader, data []byte) []byte { h.Offset++; return wrong(data) }, func(h *transport.BlockHeader, data []byte) []byte {
 			h.Offset += int64(len(data) / 2)
 			return wrong(data)
@@ -182,25 +182,25 @@ var mqttAttacks = []Attack{
 				return wrong(data)[:len(data)/2]
 			})
 	}),
-	blocks("longer-than-asked", "blocks that bring more than was asked for", nil, func(_ *rogue, answer [][]byte) [][]byte {
+	arriving("longer-than-asked", "blocks that bring more than was asked for", nil, func(_ *rogue, answer [][]byte) [][]byte {
 		return beside(answer, func(h *transport.BlockHeader, data []byte) []byte {
 			h.Flags = 0
 			return append(wrong(data), make([]byte, 60<<10)...)
 		})
 	}),
-	blocks("shorter-than-asked", "blocks that bring less than was asked for and are not the end", nil, func(_ *rogue, answer [][]byte) [][]byte {
+	arriving("shorter-than-asked", "blocks that bring less than was asked for and are not the end", nil, func(_ *rogue, answer [][]byte) [][]byte {
 		return beside(answer, func(h *transport.BlockHeader, data []byte) []byte {
 			h.Flags = 0
 			return wrong(data)[:1+len(data)/2][:max(1, len(data)/2)]
 		})
 	}),
-	blocks("doubled", "each block five times", nil, func(_ *rogue, answer [][]byte) (out [][]byte) {
+	arriving("doubled", "each block five times", nil, func(_ *rogue, answer [][]byte) (out [][]byte) {
 		for _, msg := range answer {
 			out = append(out, msg, msg, msg, msg, msg)
 		}
 		return out
 	}),
-	blocks("malformed", "blocks cut off, of another version, with wrong sums, lengths and flags", nil, func(_ *rogue, answer [][]byte) (out [][]byte) {
+	arriving("malformed", "blocks cut off, of another version, with wrong sums, lengths and flags", nil, func(_ *rogue, answer [][]byte) (out [][]byte) {
 		for _, msg := range answer {
 			for _, at := range []int{0, 1, 2, 31, 32, 35, 36, 39, len(msg) - 1} {
 				bad := bytes.Clone(msg)
@@ -211,29 +211,29 @@ var mqttAttacks = []Attack{
 		}
 		return out
 	}),
-	blocks("behind-the-end", "blocks behind the end of a blob, at offsets that wrap, and ends where none is", nil, func(_ *rogue, answer [][]byte) [][]byte {
+	arriving("behind-the-end", "blocks behind the end of a blob, at offsets that wrap, and ends where none is", nil, func(_ *rogue, answer [][]byte) [][]byte {
 		return beside(answer, func(h *transport.BlockHeader, data []byte) []byte { h.Offset += 1 << 30; return wrong(data) }, func(h *transport.BlockHeader, data []byte) []byte { h.Offset = transport.MaxBlob; return wrong(data) },
 			func(h *transport.BlockHeader, _ []byte) []byte {
 				h.Offset, h.Flags = transport.MaxBlob-1, transport.FlagEnd
 				return nil
 			}, func(h *transport.BlockHeader, data []byte) []byte { h.Offset = -1; return wrong(data) })
 	}),
-	blocks("of-wrong-content", "blocks that are in every way as asked for, with other bytes", either(transport.ErrLeaf, updater.ErrMismatch), func(r *rogue, answer [][]byte) [][]byte {
+	arriving("of-wrong-content", "blocks that are in every way as asked for, with other bytes", either(transport.ErrLeaf, updater.ErrMismatch), func(r *rogue, answer [][]byte) [][]byte {
 		return r.forBlobs(answer, func(h *transport.BlockHeader, data []byte) []byte { return wrong(data) })
 	}),
-	blocks("end-too-early", "blobs that end after a byte, and at once", either(transport.ErrLeaf, updater.ErrMismatch, io.ErrUnexpectedEOF), func(r *rogue, answer [][]byte) [][]byte {
+	arriving("end-too-early", "blobs that end after a byte, and at once", either(transport.ErrLeaf, updater.ErrMismatch, io.ErrUnexpectedEOF), func(r *rogue, answer [][]byte) [][]byte {
 		return r.forBlobs(answer[:min(1, len(answer))], func(h *transport.BlockHeader, data []byte) []byte { h.Flags = transport.FlagEnd; return data[:1] })
 	}),
-	blocks("absent", "a server that says it has none of it", fs.ErrNotExist, func(_ *rogue, answer [][]byte) [][]byte {
+	arriving("absent", "a server that says it has none of it", fs.ErrNotExist, func(_ *rogue, answer [][]byte) [][]byte {
 		return changedBlocks(answer, func(h *transport.BlockHeader, _ []byte) []byte { h.Flags = transport.FlagAbsent; return nil })
 	}),
-	blocks("busy-for-ever", "a server that is always busy", context.DeadlineExceeded, func(_ *rogue, answer [][]byte) [][]byte {
+	arriving("busy-for-ever", "a server that is always busy", context.DeadlineExceeded, func(_ *rogue, answer [][]byte) [][]byte {
 		return changedBlocks(answer, func(h *transport.BlockHeader, _ []byte) []byte {
 			h.Flags, h.Retry = transport.FlagBusy, 0xffff
 			return nil
 		})
 	}),
-	blocks("silent", "a server that takes every request and answers none", context.DeadlineExceeded, func(*rogue, [][]byte) [][]byte { return nil }),
+	arriving("silent", "a server that takes every request and answers none", context.DeadlineExceeded, func(*rogue, [][]byte) [][]byte { return nil }),
 	{
 		Name: "mqtt/disconnected-at-every-packet", Input: "a connection that breaks at each packet of an install", Threats: []string{uptaneDropRequest, uptanePartialBundle},
 		Run: func(s *Scene) error {
@@ -315,9 +315,9 @@ func published(topic string, payload []byte) []byte {
 	return append(lengthOf(0x30, len(body)+len(payload)), append(body, payload...)...)
 }
 
-// broken is a case of bytes after which a connection cannot be trusted: the link leaves it
+// unframed is a case of bytes after which a connection cannot be trusted: the link leaves it
 // and makes another.
-func broken(name, input string, data []byte) Attack {
+func unframed(name, input string, data []byte) Attack {
 	return Attack{Name: "mqtt/" + name, Input: input, Threats: []string{tufEndless, uptaneEndlessData, suitOnPath}, Run: func(s *Scene) error {
 		s.linked(mqtttest.Faults{}, func(r *rogue) {
 			require.NoError(s, r.link.WaitUp(background))
@@ -330,8 +330,8 @@ func broken(name, input string, data []byte) Attack {
 	}}
 }
 
-// ordered is a case of orders, of which the device hears as many as are some.
-func ordered(name, input string, attack func(r *rogue), heard int) Attack {
+// orders is a case of orders, of which the device hears as many as are some.
+func orders(name, input string, attack func(r *rogue), heard int) Attack {
 	return Attack{Name: "mqtt/order-" + name, Input: input, Threats: []string{suitOnPath, tufRollback}, Run: func(s *Scene) error {
 		s.linked(mqtttest.Faults{}, func(r *rogue) {
 			require.NoError(s, r.link.WaitUp(background))
@@ -475,7 +475,7 @@ func unmet(name, input string, which func(c *certificates) *tls.Config) Attack {
 }
 
 // offer has the rogue serve a release, and its metadata.
-func (r *rogue) offer(rel *release) {
+func (r *rogue) offer(rel *bundle) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for digest, data := range rel.blobs {
@@ -597,8 +597,8 @@ func (s *Scene) installs(faults mqtttest.Faults, after func(r *rogue), change fu
 	return nil
 }
 
-// blocks is a case of an install whose blocks come with others, or are others.
-func blocks(name, input string, want error, change func(r *rogue, answer [][]byte) [][]byte) Attack {
+// arriving is a case of an install whose blocks come with others, or are others.
+func arriving(name, input string, want error, change func(r *rogue, answer [][]byte) [][]byte) Attack {
 	return Attack{Name: "mqtt/blocks-" + name, Input: input, Want: want, Threats: []string{suitReplace, suitOnPath, uptaneMixAndMatch}, Run: func(s *Scene) error {
 		return s.installs(mqtttest.Faults{}, nil, change)
 	}}

@@ -19,12 +19,12 @@ import (
 // signatureAttacks are envelopes that not enough of the right people have signed. Two of
 // the three release keys have to.
 var signatureAttacks = []Attack{
-	forged("no-signature", "a manifest that nobody signed", trust.ErrSignature, []string{tufArbitrary, uptaneArbitrary, suitNonAuth}, func(r *release) [][]byte {
+	forged("no-signature", "a manifest that nobody signed", trust.ErrSignature, []string{tufArbitrary, uptaneArbitrary, suitNonAuth}, func(r *bundle) [][]byte {
 		return [][]byte{
 			envelope(r.payload), replaced(envelope(r.payload), `,"signatures":[]`, ""), replaced(envelope(r.payload), `"signatures":[]`, `"signatures":null`), replaced(envelope(r.payload), `"signatures":[]`, `"signatures":[{}]`),
 		}
 	}),
-	forged("signature-of-a-wrong-length", "signatures that are cut, empty, longer, or of a megabyte", either(trust.ErrSignature, trust.ErrThreshold), []string{tufArbitrary, suitNonAuth}, func(r *release) (out [][]byte) {
+	forged("signature-of-a-wrong-length", "signatures that are cut, empty, longer, or of a megabyte", either(trust.ErrSignature, trust.ErrThreshold), []string{tufArbitrary, suitNonAuth}, func(r *bundle) (out [][]byte) {
 		a, b := sign(r, mktrust.Release, 0), sign(r, mktrust.Release, 1)
 		for _, n := range []int{0, 1, 31, 32, 63} {
 			out = append(out, envelope(r.payload, a, signature{b.id, b.sig[:n]}), envelope(r.payload, signature{a.id, a.sig[:n]}))
@@ -34,20 +34,20 @@ var signatureAttacks = []Attack{
 		}
 		return append(out, envelope(r.payload, signature{a.id, make([]byte, 64)}, signature{b.id, make([]byte, 64)}))
 	}),
-	forged("below-the-threshold", "one stolen key of the two that it takes", trust.ErrThreshold, []string{tufKeys, suitKeys, uptaneArbitrary}, func(r *release) (out [][]byte) {
+	forged("below-the-threshold", "one stolen key of the two that it takes", trust.ErrThreshold, []string{tufKeys, suitKeys, uptaneArbitrary}, func(r *bundle) (out [][]byte) {
 		for i := range 3 {
 			out = append(out, envelope(r.payload, sign(r, mktrust.Release, i)))
 		}
 		return out
 	}),
-	forged("same-key-twice", "one stolen key that signs as often as it takes", trust.ErrThreshold, []string{tufKeys, suitKeys}, func(r *release) [][]byte {
+	forged("same-key-twice", "one stolen key that signs as often as it takes", trust.ErrThreshold, []string{tufKeys, suitKeys}, func(r *bundle) [][]byte {
 		a := sign(r, mktrust.Release, 0)
 		anonymous, claimed := signature{"", a.sig}, signature{sign(r, mktrust.Release, 1).id, a.sig}
 		return [][]byte{
 			envelope(r.payload, a, a), envelope(r.payload, anonymous, anonymous), envelope(r.payload, a, anonymous), envelope(r.payload, a, claimed), envelope(r.payload, claimed, a, anonymous, a),
 		}
 	}),
-	forged("malleable-signature", "one signature in two spellings", trust.ErrThreshold, []string{tufKeys, suitKeys}, func(r *release) [][]byte {
+	forged("malleable-signature", "one signature in two spellings", trust.ErrThreshold, []string{tufKeys, suitKeys}, func(r *bundle) [][]byte {
 		a := sign(r, mktrust.Release, 0)
 		// S+L is the same number modulo the order of the group (RFC 8032, section 5.1.7).
 		order, _ := new(big.Int).SetString("7237005577332262213973186563042994240857116359379907606001950938285454250989", 10)
@@ -57,46 +57,46 @@ var signatureAttacks = []Attack{
 		reverse(wide)
 		return [][]byte{envelope(r.payload, a, signature{a.id, append(bytes.Clone(a.sig[:32]), wide...)})}
 	}),
-	forged("stranger", "keys that nobody knows, under their own names and under those of others", trust.ErrSignature, []string{tufArbitrary, uptaneArbitrary, suitNonAuth}, func(r *release) [][]byte {
+	forged("stranger", "keys that nobody knows, under their own names and under those of others", trust.ErrSignature, []string{tufArbitrary, uptaneArbitrary, suitNonAuth}, func(r *bundle) [][]byte {
 		a, b := sign(r, stranger, 0), sign(r, stranger, 1)
 		return [][]byte{
 			envelope(r.payload, a, b), envelope(r.payload, signature{"", a.sig}, signature{"", b.sig}),
 			envelope(r.payload, signature{sign(r, mktrust.Release, 0).id, a.sig}, signature{sign(r, mktrust.Release, 1).id, b.sig}),
 		}
 	}),
-	forged("key-ids-exchanged", "good signatures, each under the name of the other key", trust.ErrSignature, []string{tufKeys}, func(r *release) [][]byte {
+	forged("key-ids-exchanged", "good signatures, each under the name of the other key", trust.ErrSignature, []string{tufKeys}, func(r *bundle) [][]byte {
 		a, b := sign(r, mktrust.Release, 0), sign(r, mktrust.Release, 1)
 		return [][]byte{envelope(r.payload, signature{b.id, a.sig}, signature{a.id, b.sig}), envelope(r.payload, signature{strings.ToUpper(a.id), a.sig}, signature{" " + b.id, b.sig})}
 	}),
-	forged("keys-of-other-roles", "keys that may say something else", trust.ErrSignature, []string{suitOverride, tufKeys}, func(r *release) (out [][]byte) {
+	forged("keys-of-other-roles", "keys that may say something else", trust.ErrSignature, []string{suitOverride, tufKeys}, func(r *bundle) (out [][]byte) {
 		for _, role := range []string{mktrust.Fleet, mktrust.Timestamp, mktrust.Snapshot, mktrust.Targets, mktrust.Root} {
 			last := len(r.desk.keys[role]) - 1
 			out = append(out, envelope(r.payload, sign(r, role, 0), sign(r, role, last)))
 		}
 		return out
 	}),
-	forged("of-another-manifest", "signatures that were taken from another release", trust.ErrSignature, []string{tufMixAndMatch, suitNonAuth}, func(r *release) [][]byte {
+	forged("of-another-manifest", "signatures that were taken from another release", trust.ErrSignature, []string{tufMixAndMatch, suitNonAuth}, func(r *bundle) [][]byte {
 		old := theDesk().old
 		return [][]byte{envelope(r.payload, sign(old, mktrust.Release, 0), sign(old, mktrust.Release, 1)), envelope(append(bytes.Clone(r.payload), ' '), sign(r, mktrust.Release, 0), sign(r, mktrust.Release, 1))}
 	}),
-	forged("of-the-bytes-alone", "signatures over the payload without the type that separates domains", trust.ErrSignature, []string{suitFormat}, func(r *release) [][]byte {
+	forged("of-the-bytes-alone", "signatures over the payload without the type that separates domains", trust.ErrSignature, []string{suitFormat}, func(r *bundle) [][]byte {
 		var plain []signature
 		for _, s := range r.desk.keys[mktrust.Release][:2] {
 			plain = append(plain, signature{must(mktrust.KeyID(s.Public())), must(s.Sign(background, r.payload))})
 		}
 		return [][]byte{envelope(r.payload, plain...)}
 	}),
-	forged("other-payload-type", "bytes that were signed as something else", trust.ErrFormat, []string{suitFormat, suitOverride}, func(r *release) (out [][]byte) {
+	forged("other-payload-type", "bytes that were signed as something else", trust.ErrFormat, []string{suitFormat, suitOverride}, func(r *bundle) (out [][]byte) {
 		for _, kind := range []string{trust.StatementType, "", "application/json", strings.ToUpper(trust.ManifestType), trust.ManifestType + " "} {
 			out = append(out, must(mktrust.Seal(background, kind, r.payload, r.desk.keys[mktrust.Release]...)))
 		}
 		return out
 	}),
-	forged("type-exchanged", "bytes that were signed as a statement, under the name of a manifest", trust.ErrSignature, []string{suitFormat, suitOverride}, func(r *release) [][]byte {
+	forged("type-exchanged", "bytes that were signed as a statement, under the name of a manifest", trust.ErrSignature, []string{suitFormat, suitOverride}, func(r *bundle) [][]byte {
 		other := must(mktrust.Seal(background, trust.StatementType, r.payload, r.desk.keys[mktrust.Release]...))
 		return [][]byte{replaced(other, trust.StatementType, trust.ManifestType)}
 	}),
-	forged("spelt-in-other-ways", "base64 that decoders read differently", trust.ErrFormat, []string{suitOnPath}, func(r *release) [][]byte {
+	forged("spelt-in-other-ways", "base64 that decoders read differently", trust.ErrFormat, []string{suitOnPath}, func(r *bundle) [][]byte {
 		coded := base64.StdEncoding.EncodeToString(r.payload)
 		spell := func(other string) []byte { return replaced(r.envelope, coded, other) }
 		return [][]byte{
@@ -104,13 +104,13 @@ var signatureAttacks = []Attack{
 			spell(coded[:len(coded)-4] + "QR=="), spell("%"), replaced(r.envelope, `"sig":"`, `"sig":"=`), replaced(r.envelope, `"sig":"`, `"sig":"!`),
 		}
 	}),
-	forged("envelope-that-is-none", "envelopes of other shapes", trust.ErrFormat, []string{suitFormat}, func(r *release) [][]byte {
+	forged("envelope-that-is-none", "envelopes of other shapes", trust.ErrFormat, []string{suitFormat}, func(r *bundle) [][]byte {
 		return [][]byte{
 			{}, []byte("{"), []byte("[]"), []byte(`"x"`), r.payload, append(bytes.Clone(r.envelope), r.envelope...), replaced(r.envelope, `"payload":`, `"payload":"","payload":`), replaced(r.envelope, `"payload":`, `"Payload":"","payload":`),
 			replaced(r.envelope, `"payload":"`, `"payload":["`), replaced(r.envelope, `"signatures":[`, `"signatures":{"a":[`), []byte("{}"), []byte(`{"payloadType":"` + trust.ManifestType + `","payload":7,"signatures":[]}`),
 		}
 	}),
-	forged("more-signatures-than-anybody-needs", "33 signatures, all of them good", trust.ErrTooLarge, []string{tufEndless, uptaneEndlessData}, func(r *release) [][]byte {
+	forged("more-signatures-than-anybody-needs", "33 signatures, all of them good", trust.ErrTooLarge, []string{tufEndless, uptaneEndlessData}, func(r *bundle) [][]byte {
 		a, b := sign(r, mktrust.Release, 0), sign(r, mktrust.Release, 1)
 		var many []signature
 		for len(many) <= 32 {
@@ -119,7 +119,7 @@ var signatureAttacks = []Attack{
 		return [][]byte{envelope(r.payload, many[:33]...)}
 	}),
 	// Nobody has to sign these: what is read before any signature has to be small.
-	forged("lists-of-a-million", "an envelope of two megabytes that unpack to a hundred", trust.ErrTooLarge, []string{tufEndless, uptaneEndlessData}, func(r *release) [][]byte {
+	forged("lists-of-a-million", "an envelope of two megabytes that unpack to a hundred", trust.ErrTooLarge, []string{tufEndless, uptaneEndlessData}, func(r *bundle) [][]byte {
 		const room = trust.MaxEnvelope - 100
 		return [][]byte{
 			[]byte(`{"signatures":[` + strings.Repeat("{},", room/3) + `{}]}`),
@@ -214,7 +214,7 @@ type signature struct {
 }
 
 // sign signs a manifest with the n-th key of a role, as a manifest.
-func sign(r *release, role string, n int) signature {
+func sign(r *bundle, role string, n int) signature {
 	key := r.desk.keys[role][n]
 	return signature{must(mktrust.KeyID(key.Public())), must(key.Sign(background, trust.PAE(trust.ManifestType, r.payload)))}
 }
@@ -250,9 +250,9 @@ func keysOfAMillion(room int) string {
 }
 
 // forged is a case of envelopes around an honest manifest.
-func forged(name, input string, want error, threats []string, envelopes func(r *release) [][]byte) Attack {
+func forged(name, input string, want error, threats []string, envelopes func(r *bundle) [][]byte) Attack {
 	return Attack{Name: "signature/" + name, Input: input, Want: want, Threats: threats, Run: func(s *Scene) error {
-		return s.refuses(func(offer func(*release, string, ...any)) {
+		return s.refuses(func(offer func(*bundle, string, ...any)) {
 			for i, e := range envelopes(small()) {
 				offer(small().with(e), "variant %d: %.80q", i, e)
 			}

@@ -314,7 +314,7 @@ func replyInSession(parameters []byte) []byte {
 	return out
 }
 
-func digestOf(r *release) tpm.Digest { return sha256.Sum256(r.payload) }
+func digestOf(r *bundle) tpm.Digest { return sha256.Sum256(r.payload) }
 
 // lie has the chip lie from the second install on, asks it for everything that a device
 // does, and then has it tell the truth again.

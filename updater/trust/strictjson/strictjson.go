@@ -274,6 +274,7 @@ func plain(key string) bool {
 // fold maps strings that encoding/json takes for the same field name to the
 // same string. ToLower leaves two letters that simple folding joins with
 // ASCII: U+017F with s and U+212A with k.
-func fold(key string) string {
-	return strings.NewReplacer("\u017f", "s", "\u212a", "k").Replace(strings.ToLower(key))
-}
+func fold(key string) string { return foreign.Replace(strings.ToLower(key)) }
+
+// foreign is made once: making it takes longer than all the rest of checking a key.
+var foreign = strings.NewReplacer("\u017f", "s", "\u212a", "k")
