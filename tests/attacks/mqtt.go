@@ -322,7 +322,7 @@ func unframed(name, input string, data []byte) Attack {
 		s.linked(mqtttest.Faults{}, func(r *rogue) {
 			require.NoError(s, r.link.WaitUp(background))
 			r.broker.Raw(data)
-			time.Sleep(time.Minute)
+			time.Sleep(5 * time.Second) // before a ping could go unanswered
 			require.Equal(s, 2, r.broker.Connects())
 			r.hears()
 		})
