@@ -81,6 +81,7 @@ func TestParseNamesTheMistake(t *testing.T) {
 		"a path as a module":              {`"virtio_pci"`, `"../virtio_pci"`, `../virtio_pci`},
 		"no memory in QEMU":               {`"memory_mib": 512`, `"memory_mib": 0`, `memory_mib`},
 		"more than one object":            {"\n}\n", "\n}\n{}", `closing brace`},
+		"nothing but brackets":            {`"format": 1`, `"format": ` + strings.Repeat("[", 60_000), `nested too deeply`},
 	} {
 		t.Run(mistake, func(t *testing.T) {
 			require.Contains(t, string(data), c.old)

@@ -62,12 +62,19 @@ func Parse(data []byte) (Board, error) {
 	return b, nil
 }
 
+// maxDepth is more nesting than any board has. Each level's name holds those above it,
+// so that a file of nothing but brackets would cost a gigabyte.
+const maxDepth = 16
+
 // duplicateKeys refuses an object that has a key twice. encoding/json would take
 // the last one, and whoever copied a block in an editor would look at the first.
 func duplicateKeys(data []byte) error {
 	d := json.NewDecoder(bytes.NewReader(data))
-	var value func(at string) error
-	value = func(at string) error {
+	var value func(at string, depth int) error
+	value = func(at string, depth int) error {
+		if depth > maxDepth {
+			return errors.New("nested too deeply")
+		}
 		t, err := d.Token()
 		if err != nil {
 			return err
@@ -91,14 +98,14 @@ func duplicateKeys(data []byte) error {
 				}
 				seen[strings.ToLower(key)] = true
 			}
-			if err := value(in); err != nil {
+			if err := value(in, depth+1); err != nil {
 				return err
 			}
 		}
 		_, err = d.Token()
 		return err
 	}
-	return value("")
+	return value("", 0)
 }
 
 func (b Board) check() error {

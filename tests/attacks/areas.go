@@ -5,17 +5,23 @@ import "slices"
 // all is every case there is: one line for each area.
 func all() []Attack {
 	return slices.Concat(
-		manifestAttacks,
-		signatureAttacks,
-		metadataAttacks,
-		statementAttacks,
-		deltaAttacks,
-		recordAttacks,
-		indexAttacks,
-		releaseAttacks,
 		clockAttacks,
-		raceAttacks,
+		configAttacks,
+		deltaAttacks,
 		diskAttacks,
+		environmentAttacks,
+		indexAttacks,
+		limitAttacks,
+		manifestAttacks,
+		metadataAttacks,
+		mqttAttacks,
+		raceAttacks,
+		recordAttacks,
+		releaseAttacks,
+		signatureAttacks,
 		sourceAttacks,
+		statementAttacks,
+		tableAttacks,
+		tpmAttacks,
 	)
 }

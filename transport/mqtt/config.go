@@ -81,6 +81,10 @@ func (c Config) withDefaults() (Config, error) {
 			return c, err
 		}
 	}
+	// A limit that was mistyped must not become none.
+	if c.Rate < 0 || c.Budget < 0 || c.Window < 0 {
+		return c, fmt.Errorf("%w: rate %d, budget %d or window %d is negative", ErrConfig, c.Rate, c.Budget, c.Window)
+	}
 	if c.Window == 0 {
 		c.Window = DefaultWindow
 	}
@@ -181,7 +185,7 @@ func parseProvision(data []byte) (Provision, error) {
 // became valid: a device without a battery wakes up in 1970, and the roots
 // themselves say that it is later than that.
 func Load(dir string) (Config, error) {
-	id, err := readFile(dir, FileID, transport.MaxID+1)
+	id, err := ID(dir)
 	if err != nil {
 		return Config{}, err
 	}
@@ -192,6 +196,9 @@ func Load(dir string) (Config, error) {
 	p, err := parseProvision(data)
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %s: %w", ErrConfig, filepath.Join(dir, FileMQTT), err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return Config{}, fmt.Errorf("%w: %s: something follows the closing brace", ErrConfig, filepath.Join(dir, FileMQTT))
 	}
 	t, floor, err := loadTLS(dir)
 	if err != nil {
@@ -206,13 +213,27 @@ func Load(dir string) (Config, error) {
 		return now
 	}
 	cfg := Config{
-		Brokers: p.Brokers, ID: strings.TrimSpace(string(id)), TLS: t,
+		Brokers: p.Brokers, ID: id, TLS: t,
 		User: p.User, Password: p.Password, Rate: p.Rate, Budget: p.Budget,
 	}
 	if _, err := cfg.withDefaults(); err != nil {
 		return Config{}, fmt.Errorf("%s: %w", dir, err)
 	}
 	return cfg, nil
+}
+
+// ID reads the name of a device from its provisioning folder. An error that wraps
+// fs.ErrNotExist means that the device was not provisioned.
+func ID(dir string) (string, error) {
+	data, err := readFile(dir, FileID, transport.MaxID+1)
+	if err != nil {
+		return "", err
+	}
+	id := strings.TrimSpace(string(data))
+	if err := transport.CheckID(id); err != nil {
+		return "", fmt.Errorf("%w: %s: %w", ErrConfig, filepath.Join(dir, FileID), err)
+	}
+	return id, nil
 }
 
 // loadTLS reads ca.pem and the client certificate, if any, and returns the time
@@ -272,7 +293,17 @@ func LoadTLS(dir string) (*tls.Config, error) {
 }
 
 func readFile(dir, name string, limit int64) ([]byte, error) {
-	f, err := os.Open(filepath.Join(dir, name))
+	path := filepath.Join(dir, name)
+	// Nothing verifies the partition that the folder is on: a pipe in the place of a
+	// file would hold the agent up for ever, and to open a device may do something.
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("read provisioning: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: %s is not a file", ErrConfig, path)
+	}
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read provisioning: %w", err)
 	}

@@ -89,6 +89,9 @@ func parseConfig(data []byte) (config, error) {
 	if err := strictjson.Check(data, strictjson.Rules{Size: maxConfig, Depth: 2, PlainKeys: true}); err != nil {
 		return config{}, err
 	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return config{}, fmt.Errorf("%s: something follows the closing brace", path)
+	}
 	switch {
 	case c.Board == "" || c.Product == "":
 		return config{}, errors.New("board and product are needed")
@@ -142,8 +145,10 @@ func open(readOnly bool, log *slog.Logger) (*device, error) {
 		return nil, err
 	}
 	d.id = "unprovisioned"
-	if id, err := os.ReadFile(filepath.Join(dataDir, "provision", mqtt.FileID)); err == nil && len(id) > 0 {
-		d.id = string(id[:len(id)-len(trailing(id))])
+	if id, err := mqtt.ID(filepath.Join(dataDir, "provision")); err == nil {
+		d.id = id
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		log.Warn("name of the device", "err", err)
 	}
 	d.parts, err = boards.Open(board, boards.Options{Running: bootctl.Slot(d.boot.Slot), ReadOnly: readOnly})
 	if err != nil {
@@ -151,15 +156,6 @@ func open(readOnly bool, log *slog.Logger) (*device, error) {
 	}
 	d.openTPM(board, readOnly)
 	return d, nil
-}
-
-// trailing is the white space at the end of a one-line file.
-func trailing(b []byte) []byte {
-	n := len(b)
-	for n > 0 && (b[n-1] == '\n' || b[n-1] == '\r' || b[n-1] == ' ') {
-		n--
-	}
-	return b[n:]
 }
 
 func (d *device) openTrust() error {

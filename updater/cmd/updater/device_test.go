@@ -1,0 +1,46 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A configuration that does not say exactly what the program understands is refused:
+// what is skipped on the desk shows on a thousand devices.
+func TestReadConfigRefuses(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "device.json")
+	read := func(text string) error {
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		_, err := readConfig(path)
+		return err
+	}
+	require.NoError(t, read(`{"board":"qemu-x86_64","product":"gateway"}`+"\n"))
+	for name, text := range map[string]string{
+		"nothing":                    ``,
+		"no object":                  `[]`,
+		"a key that is not known":    `{"board":"b","product":"p","memory_mb":24}`,
+		"a second object":            `{"board":"b","product":"p"}{"board":"c"}`,
+		"bytes behind the end":       `{"board":"b","product":"p"} x`,
+		"no end":                     `{"board":"b","product":"p"`,
+		"no board":                   `{"product":"p"}`,
+		"no product":                 `{"board":"b"}`,
+		"a number for a word":        `{"board":5,"product":"p"}`,
+		"a word for a number":        `{"board":"b","product":"p","memory_mib":"24"}`,
+		"a watchdog of nobody":       `{"board":"b","product":"p","watchdog":"cat"}`,
+		"no memory":                  `{"board":"b","product":"p","memory_mib":0}`,
+		"negative memory":            `{"board":"b","product":"p","memory_mib":-1}`,
+		"memory that wraps in bytes": `{"board":"b","product":"p","memory_mib":17592186044416}`,
+		"memory over 64 bits":        `{"board":"b","product":"p","memory_mib":18446744073709551616}`,
+		"a fraction":                 `{"board":"b","product":"p","memory_mib":1.5}`,
+		"checkpoints too far apart":  `{"board":"b","product":"p","checkpoint_mib":65}`,
+		"no attempt":                 `{"board":"b","product":"p","max_attempts":0}`,
+		"nested for ever":            `{"board":` + strings.Repeat(`[`, 60_000),
+		"longer than it may be":      `{"board":"` + strings.Repeat("b", 64<<10) + `","product":"p"}`,
+	} {
+		require.Error(t, read(text), name)
+	}
+}
