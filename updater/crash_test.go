@@ -1,13 +1,18 @@
 package updater
 
 import (
+	"io"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/partition/disktest"
 	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/external"
+	"github.com/tandem-ota/tandem/updater/manifest"
 )
 
 // story is something that a device goes through, to be cut at every moment of it.
@@ -152,4 +157,62 @@ func TestExplorer(t *testing.T) {
 	})
 	t.Run("fault", e.faults)
 	e.publish(t)
+}
+
+// A program that is killed between the write of a boot record and its sync leaves one
+// that can be read and is not on the medium. The program that comes after it neither
+// writes to a slot that only such a record calls bad, nor reports a commit that only
+// such a record knows.
+func TestRecordOfKilledProgram(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		nth  int // sync of the boot record, of all programs
+	}{
+		{"while it takes the spare slot away", 1},
+		{"while it commits", 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				d := older(t)
+				s := story{begin: older, goal: "2.0.0"}
+				d.disks[envDisk].Inject(disktest.Fault{Op: disktest.Sync, At: c.nth, Halt: true})
+				s.endure(d, true)
+				require.True(t, d.disks[envDisk].Fired())
+				d.settled(d.start(), "2.0.0")
+				for crash := range d.disks[0].Bench().Crashes(disktest.Bounds{}) {
+					n := d.after(crash)
+					n.sound(false)
+					if crash.Cut >= d.verdicts[0].ops && !strings.ContainsAny(n.fates, "xu") {
+						require.Equal(t, bootctl.B, n.record().Good, "%s: the fleet was told", n.state)
+					}
+				}
+			})
+		})
+	}
+}
+
+// Wherever the power fails while a release is given up that cannot be installed, the
+// fleet hears of it, once, and the device is left with nothing half done.
+func TestFailureIsReported(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		fails := func(d *device) {
+			u := d.start()
+			_, failed := u.journal().FailedBefore(d.w.by["2.8.0-external"].digest)
+			if !failed {
+				require.Error(t, d.install(u, "2.8.0-external", Options{}))
+			}
+		}
+		refuses := func(manifest.Image, string, io.Reader) (bool, error) { return false, external.ErrHandler }
+		d := older(t)
+		d.handler = refuses
+		fails(d)
+		for crash := range d.disks[0].Bench().Crashes(disktest.Bounds{Samples: 1, Writes: 2, Sectors: 2}) {
+			n := d.after(crash)
+			fails(n)
+			u := n.start()
+			require.Nil(t, u.journal().Update, "%s", n.state)
+			require.Len(t, n.boil(), 1, "%s", n.state)
+			require.Equal(t, transport.Failed, n.verdict().Result, "%s", n.state)
+		}
+	})
 }

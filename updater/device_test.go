@@ -424,7 +424,7 @@ func (d *device) parts(version string) Parts {
 		Reboot:   func(why string) error { d.rebooting = why; return nil },
 		Now:      func() time.Time { return time.Now().Add(d.jump) },
 		NewID:    func() string { d.ids++; return fmt.Sprintf("attempt-%d", d.ids) },
-		Log:      slog.New(slog.NewTextHandler(d.t.Output(), nil)),
+		Log:      slog.New(slog.DiscardHandler),
 		Memory:   memory, Checkpoint: every, MaxBegun: 3,
 	}
 	if d.state == "" || replaying { // thousands of crashes are too much to read
