@@ -9,7 +9,7 @@ SLOW ?=
 RUN ?=
 SCORE ?=
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit stories long lint size bench-delta mutants image clean
+.PHONY: help setup demo test unit explore stories long lint size bench-delta mutants image clean
 
 # The go command of the version in go.mod, fetched if the machine has none; as a
 # name on PATH, because tests and factory call it too.
@@ -34,6 +34,9 @@ test: setup  ## build, lint, unit tests, stories in QEMU, size; where the time w
 
 unit: setup  ## unit tests only
 	$(go) test -short -timeout 20m ./...
+
+explore: setup  ## a million power cuts and faults in memory, thousands of them to the end
+	TANDEM_EXPLORE=1 $(go) test -timeout 40m -count=1 -v -run '^TestExplorer$$' ./updater
 
 stories: setup  ## the stories only (STORY=name for one)
 	$(go) test -v -count=1 -timeout 50m -parallel 2 -run 'TestStories/$(STORY)' ./tests

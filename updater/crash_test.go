@@ -3,7 +3,6 @@ package updater
 import (
 	"io"
 	"os"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -75,14 +74,14 @@ type told struct {
 func fresh(t testing.TB) *device { return newDevice(t, "1.0.0", "") }
 func older(t testing.TB) *device { return newDevice(t, "1.0.0", "0.9.0") }
 
-// commits is how an update ends that nothing is wrong with. There are two ways to stay
+// commits is how an update ends that nothing is wrong with. There are three ways to stay
 // with the old release: without its journal, the device takes a trial that it finds for
-// one that failed; and a cut that destroys the sector in which the loader counts makes
-// it end the trial, since it could not be counted.
+// one that failed; a cut that destroys the sector in which the loader counts makes it end
+// the trial, since it could not be counted; and cuts can use up all tries.
 func commits(version string) func(d *device, u *Updater, l loss) {
 	return func(d *device, u *Updater, l loss) {
 		d.boil()
-		if u.running.Manifest.Version == "1.0.0" && (l != nothing || strings.ContainsAny(d.fates, "xu")) {
+		if u.running.Manifest.Version == "1.0.0" && (l != nothing || d.destroyed || d.cuts >= d.w.by[version].m.Trial.Tries) {
 			d.settled(u, "1.0.0")
 			require.Equal(d.t, transport.Reverted, d.verdict().Result, "%s", d.state)
 			return
@@ -103,7 +102,7 @@ func reverts(reason string) func(d *device, u *Updater, l loss) {
 		_, failed := u.journal().FailedBefore(d.w.by["2.0.0"].digest)
 		require.True(d.t, failed, "%s", d.state)
 		require.Equal(d.t, transport.Reverted, d.verdict().Result, "%s", d.state)
-		if l == nothing && !strings.ContainsAny(d.fates, "xu") && d.state == "" {
+		if l == nothing && !d.destroyed && d.state == "" {
 			require.Equal(d.t, reason, d.verdict().Reason, "%s", d.state)
 		}
 	}
@@ -182,7 +181,7 @@ func TestRecordOfKilledProgram(t *testing.T) {
 				for crash := range d.disks[0].Bench().Crashes(disktest.Bounds{}) {
 					n := d.after(crash)
 					n.sound(false)
-					if crash.Cut >= d.verdicts[0].ops && !strings.ContainsAny(n.fates, "xu") {
+					if crash.Cut >= d.verdicts[0].ops && !n.destroyed {
 						require.Equal(t, bootctl.B, n.record().Good, "%s: the fleet was told", n.state)
 					}
 				}

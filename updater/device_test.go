@@ -43,13 +43,14 @@ const (
 // device is a machine with two slots in memory: disks on one power supply, the
 // model of a loader, the first program's check, and what the world around it sees.
 type device struct {
-	t     testing.TB
-	w     *world
-	disks []*disktest.Disk
-	store *files
-	tuf   memoryStore
-	state string // of the crash that it comes from, for messages
-	fates string // of the sectors in all crashes so far
+	t         testing.TB
+	w         *world
+	disks     []*disktest.Disk
+	store     *files
+	tuf       memoryStore
+	state     string // of the crash that it comes from, for messages
+	destroyed bool   // by any crash so far, beside what was lost
+	cuts      int    // of its power so far
 
 	// What it meets.
 	loader   boottest.World
@@ -236,7 +237,7 @@ func (d *device) after(crash *disktest.Crash) *device {
 	n.w = d.w
 	n.sick, n.hangs, n.noData, n.loader, n.handler, n.migrate = d.sick, d.hangs, d.noData, d.loader, d.handler, d.migrate
 	n.store.lossy = d.store.lossy
-	n.state, n.fates = crash.String(), d.fates+crash.String()
+	n.state, n.destroyed, n.cuts = crash.String(), d.destroyed || crash.Destroyed(), d.cuts+1
 	n.jump, n.guard = d.jump, d.guard
 	n.tuf = maps.Clone(d.tuf)
 	for id, e := range d.ledger {

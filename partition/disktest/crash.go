@@ -90,6 +90,11 @@ type Crash struct {
 // but for 1 in 2^64.
 func (c *Crash) Sum(disk int) uint64 { return c.medium.sums.disk[disk] + c.differs[disk] }
 
+// Destroyed tells whether the cut destroyed a sector, beside losing some.
+func (c *Crash) Destroyed() bool {
+	return slices.ContainsFunc(c.fates, func(f fate) bool { return f == noise || f == unreadable })
+}
+
 // Pending is the number of writes that were neither synced nor in flight.
 func (c *Crash) Pending() int {
 	n, last := 0, -1
