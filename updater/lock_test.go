@@ -26,3 +26,19 @@ func TestAnotherProgramHasTheSlots(t *testing.T) {
 		require.Zero(t, held)
 	})
 }
+
+// A system on trial begins no installation: it would go into the slot that it may have to go
+// back to.
+func TestNothingIsInstalledDuringTrial(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+		u, err := New(d.parts(d.load()))
+		require.NoError(t, err)
+		before := d.ops()
+		for _, force := range []bool{false, true} {
+			require.ErrorIs(t, d.install(u, "3.0.0", Options{Force: force}), ErrOnTrial)
+		}
+		require.Equal(t, before, d.ops(), "nothing is written")
+	})
+}

@@ -95,7 +95,8 @@ func (l *lab) measure(ctx context.Context, p scored, most int, seed uint64) (sco
 			}
 		}
 		if ctx.Err() != nil {
-			return s, context.Cause(ctx)
+			err = context.Cause(ctx) // what was found so far is worth telling
+			break
 		}
 		s.Tried++
 		if killed {
@@ -112,7 +113,7 @@ func (l *lab) measure(ctx context.Context, p scored, most int, seed uint64) (sco
 	})
 	s.Percent = 100 * float64(s.Killed) / float64(max(s.Tried, 1))
 	s.Seconds = time.Since(begin).Seconds()
-	return s, nil
+	return s, err
 }
 
 // program is a test binary with all variants of a package in it.
@@ -254,12 +255,12 @@ func (l *lab) scoreBars(ctx context.Context, w io.Writer, only string, most int,
 			continue
 		}
 		s, err := l.measure(ctx, p, most, seed)
-		if err != nil {
-			return all, fmt.Errorf("%s: %w", p.Package, err)
-		}
 		fmt.Fprintln(w, s.line())
 		for _, c := range s.Lived {
 			fmt.Fprintf(w, "    lives: %s:%d: %s\n", c.File, c.Line, c.What)
+		}
+		if err != nil {
+			return all, fmt.Errorf("%s: %w", p.Package, err)
 		}
 		if s.Percent >= leastScore {
 			met++
