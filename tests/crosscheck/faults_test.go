@@ -116,20 +116,20 @@ func TestStrace(t *testing.T) {
 	} {
 		t.Run(w.calls+" "+w.how, func(t *testing.T) {
 			hit := map[int]bool{}
-			misses := 0
+			n, rounds := 0, 1
 			for i := 0; long || i < len(w.sample); i++ {
-				n := i + 1
-				if !long {
+				if n++; !long {
 					n = w.sample[i]
 				}
 				v.reset()
 				at, res := v.traced(t, w, n)
 				what := fmt.Sprintf("%s of the %dth %s", w.how, n, w.calls)
 				if at == 0 {
-					// Fewer calls in any thread; once more, since threads are not the same each time.
-					if misses++; misses > 3 {
+					// No thread has made so many. Other threads make them the next time.
+					if n = 0; rounds == 3 {
 						break
 					}
+					rounds++
 					continue
 				}
 				hit[at] = true
