@@ -8,6 +8,7 @@
 //   - TestStrace: strace fails system calls, and kills the program at them.
 //   - TestBlkdebug: QEMU's blkdebug fails sectors under the program.
 //   - TestGRUBKilled: QEMU is killed at any moment while GRUB counts tries.
+//   - TestGuestKilled: QEMU is killed at any moment of an update of a whole system.
 //
 // A sample of each runs in CI; TANDEM_LONG=1 runs all (make proof).
 //

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -21,19 +20,6 @@ import (
 	"github.com/tandem-ota/tandem/tests/workbench"
 )
 
-// need ends a test whose tool is not here: on a desk with a reason, in CI with a
-// failure.
-func need(t *testing.T, program, from string) {
-	t.Helper()
-	_, err := exec.LookPath(program)
-	switch {
-	case err != nil && os.Getenv("TANDEM_CI") != "":
-		t.Fatalf("%v; install %s", err, from)
-	case err != nil:
-		t.Skipf("%v; it comes with %s", err, from)
-	}
-}
-
 // victim is a device, on which an installation goes wrong again and again: from 1.0.0 in
 // slot a, over 0.9.0 in slot b.
 type victim struct {
@@ -44,7 +30,7 @@ type victim struct {
 
 func newVictim(t *testing.T, g *workbench.Goods) *victim {
 	t.Helper()
-	v := &victim{goods: g, before: g.Factory("1.0.0", "0.9.0")}
+	v := &victim{goods: g, before: g.Factory(t, "1.0.0", "0.9.0")}
 	v.Bench = g.New(t, v.before, "1.0.0")
 	return v
 }
@@ -103,9 +89,10 @@ func (v *victim) recovers(t *testing.T, what string) {
 
 // wrong is one way in which system calls go wrong.
 type wrong struct {
-	calls  string // strace's set
-	how    string // and what it injects
-	sample []int  // the n-th of each thread; in LONG mode all
+	calls  string   // strace's set
+	how    string   // and what it injects
+	files  []string // of the device, to which they must be made; nil: whatever to
+	sample []int    // the n-th of each thread; in LONG mode all
 }
 
 // A system call of the device program fails, or the program is killed (SIGKILL, as by
@@ -117,32 +104,32 @@ type wrong struct {
 // likes. So it is counted which of all calls were really hit.
 func TestStrace(t *testing.T) {
 	need(t, "strace", "strace")
-	g := workbench.Make(t, filepath.Join("..", ".."))
+	g := theGoods(t)
 	v := newVictim(t, g)
 	faults, kills := 0, 0
 	for _, w := range []wrong{
-		{"fsync", "error=EIO", []int{1, 6, 12, 18}},
-		{"pwrite64", "error=EIO", []int{1, 40}},
-		{"pwrite64", "error=ENOSPC", []int{2, 80}},
-		{"write,renameat,mkdirat", "error=ENOSPC", []int{1, 12, 25}},
-		{"pwrite64,write,fsync,renameat", "signal=SIGKILL", []int{1, 8, 16, 30, 60, 90, 120, 140}},
+		{"fsync", "error=EIO", nil, []int{1, 6, 12, 18}},
+		{"pwrite64", "error=EIO", nil, []int{1, 40}},
+		{"pwrite64", "error=ENOSPC", nil, []int{2, 80}},
+		{"write,renameat", "error=ENOSPC", []string{"/data/tandem/.journal.new", "/data/tandem/tuf/.targets.json.new"}, []int{1, 3, 9}},
+		{"pwrite64,write,fsync,renameat", "signal=SIGKILL", nil, []int{1, 8, 16, 30, 60, 90, 120, 140}},
 	} {
 		t.Run(w.calls+" "+w.how, func(t *testing.T) {
 			hit := map[int]bool{}
-			misses := 0
+			n, rounds := 0, 1
 			for i := 0; long || i < len(w.sample); i++ {
-				n := i + 1
-				if !long {
+				if n++; !long {
 					n = w.sample[i]
 				}
 				v.reset()
 				at, res := v.traced(t, w, n)
 				what := fmt.Sprintf("%s of the %dth %s", w.how, n, w.calls)
 				if at == 0 {
-					// Fewer calls in any thread; once more, since threads are not the same each time.
-					if misses++; misses > 3 {
+					// No thread has made so many. Other threads make them the next time.
+					if n = 0; rounds == 3 {
 						break
 					}
+					rounds++
 					continue
 				}
 				hit[at] = true
@@ -169,7 +156,12 @@ func TestStrace(t *testing.T) {
 func (v *victim) traced(t *testing.T, w wrong, n int) (at int, res workbench.Result) {
 	t.Helper()
 	log := filepath.Join(t.TempDir(), "strace")
-	res = v.Under([]string{"strace", "-f", "-o", log, "-e", "trace=" + w.calls, "-e", fmt.Sprintf("inject=%s:%s:when=%d", w.calls, w.how, n)}, install...)
+	strace := []string{"strace", "-f", "-o", log, "-e", "trace=" + w.calls, "-e", fmt.Sprintf("inject=%s:%s:when=%d", w.calls, w.how, n)}
+	for _, file := range w.files {
+		// As the program names it, and as the kernel does.
+		strace = append(strace, "-P", file, "-P", filepath.Join(v.Dir, file))
+	}
+	res = v.Under(strace, install...)
 	text, err := os.ReadFile(log)
 	require.NoError(t, err)
 	calls := regexp.MustCompile(`^\d+ +(` + strings.ReplaceAll(w.calls, ",", "|") + `)\(`)

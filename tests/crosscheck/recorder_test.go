@@ -2,8 +2,6 @@ package crosscheck
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 
@@ -11,9 +9,6 @@ import (
 
 	"github.com/tandem-ota/tandem/tests/workbench"
 )
-
-// long says that there is time for all, and not for a sample only.
-var long = os.Getenv("TANDEM_LONG") != ""
 
 // installs are the installations that are looked at: over what, and of what.
 var installs = []struct{ name, spare, version string }{
@@ -61,11 +56,11 @@ func sensitive(t *testing.T, log []workbench.Entry) {
 // package updater: on each partition, and on the disk as a whole. What the crash tests
 // cut is what the program does.
 func TestRecorder(t *testing.T) {
-	g := workbench.Make(t, filepath.Join("..", ".."))
+	g := theGoods(t)
 	compared := 0
 	for _, i := range installs {
 		t.Run(i.name, func(t *testing.T) {
-			disk := g.Factory("1.0.0", i.spare)
+			disk := g.Factory(t, "1.0.0", i.spare)
 			b := g.New(t, disk, "1.0.0")
 			saw, sawParts := b.Watched(func() {
 				res := b.Run("install", "-hold", "-full", "/media/"+i.version)

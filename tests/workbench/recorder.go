@@ -24,7 +24,8 @@ import (
 
 // Record makes the installation in this process that `updater install -hold -full`
 // makes on a bench with the same disk, and returns what partition/disktest recorded of
-// it: all disks together, and each one, as [Bench.Watched] does.
+// it: all disks together, and each one, as [Bench.Watched] does. A sync has the offset
+// of its partition.
 func (g *Goods) Record(t *testing.T, disk Disk, running, version string) (whole []Entry, parts map[string][]Entry) {
 	t.Helper()
 	bench := disktest.NewBench()

@@ -75,6 +75,9 @@ func folder(t *testing.T) string {
 	return dir
 }
 
+// logSize is room for all that an installation writes, and for a sector with each write.
+const logSize = 16 << 20
+
 // Watched runs do while blklogwrites logs what it does to the partitions: to each of
 // them, and to the disk that they are on. The partitions are files again afterwards.
 func (b *Bench) Watched(do func()) (whole []Entry, parts map[string][]Entry) {
@@ -85,7 +88,7 @@ func (b *Bench) Watched(do func()) (whole []Entry, parts map[string][]Entry) {
 	log := func(name string) string {
 		file := filepath.Join(dir, name+".log")
 		require.NoError(b.t, os.WriteFile(file, nil, 0o600))
-		require.NoError(b.t, os.Truncate(file, 256<<20))
+		require.NoError(b.t, os.Truncate(file, logSize))
 		return file
 	}
 	// Without log-super-update-interval the log says how long it is only when the

@@ -81,8 +81,8 @@ func From(whole []byte) Disk {
 
 // Factory is a disk whose slot a is good and holds a release; slot b holds another
 // one, or nothing if spare is "".
-func (g *Goods) Factory(running, spare string) Disk {
-	g.t.Helper()
+func (g *Goods) Factory(t *testing.T, running, spare string) Disk {
+	t.Helper()
 	record := bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.Bad}
 	if spare != "" {
 		record.B = bootctl.OK
@@ -95,8 +95,8 @@ func (g *Goods) Factory(running, spare string) Disk {
 			r := g.Release(version)
 			copy(d["boot_"+slot], r.Images["boot"])
 			_, err := root.WriteAt(r.Images["root"], 0)
-			require.NoError(g.t, err)
-			require.NoError(g.t, partition.WriteRecord(root, partition.Record{Envelope: r.Envelope}))
+			require.NoError(t, err)
+			require.NoError(t, partition.WriteRecord(root, partition.Record{Envelope: r.Envelope}))
 		}
 		d["root_"+slot] = root.Bytes()
 	}

@@ -193,6 +193,9 @@ func BootSector(line string) []byte {
 type Machine struct {
 	T     *testing.T // that fails if something does
 	Disk  *os.File   // may be changed while the machine stands still in a slot
+	dir   string
+	args  []string
+	cmd   *exec.Cmd
 	lines chan string
 	qmp   net.Conn
 }
@@ -203,39 +206,58 @@ func Start(t *testing.T, disk []byte, args ...string) *Machine {
 	dir, err := os.MkdirTemp("", "boottest") // a socket's path must be short
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	file, socket := filepath.Join(dir, "disk"), filepath.Join(dir, "qmp")
+	file := filepath.Join(dir, "disk")
 	require.NoError(t, os.WriteFile(file, disk, 0o600))
-	m := &Machine{T: t, lines: make(chan string, 64)}
+	m := &Machine{T: t, dir: dir}
 	m.Disk, err = os.OpenFile(file, os.O_RDWR, 0)
 	require.NoError(t, err)
 	t.Cleanup(func() { m.Disk.Close() })
-	for i := range args {
-		args[i] = strings.ReplaceAll(args[i], "DISK", file)
+	for _, arg := range args {
+		m.args = append(m.args, strings.ReplaceAll(arg, "DISK", file))
 	}
-	listener, err := net.Listen("unix", socket)
-	require.NoError(t, err)
-	defer listener.Close()
-	cmd := exec.CommandContext(t.Context(), "qemu-system-x86_64", append([]string{"-accel", "tcg", "-m", "64",
-		"-display", "none", "-vga", "none", "-nic", "none", "-serial", "stdio", "-monitor", "none", "-qmp", "unix:" + socket}, args...)...)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	go func() {
-		s := bufio.NewScanner(out)
-		for s.Scan() {
-			m.lines <- s.Text()
-		}
-		close(m.lines)
-	}()
-	require.NoError(t, listener.(*net.UnixListener).SetDeadline(time.Now().Add(bootTimeout)))
-	m.qmp, err = listener.Accept()
-	require.NoError(t, err)
-	m.Command("qmp_capabilities")
+	m.On()
+	t.Cleanup(m.Kill)
 	return m
 }
 
+// On switches a machine on again that was killed. Its boot begins at once.
+func (m *Machine) On() {
+	m.T.Helper()
+	socket := filepath.Join(m.dir, "qmp")
+	listener, err := net.Listen("unix", socket)
+	require.NoError(m.T, err)
+	defer listener.Close()
+	m.cmd = exec.Command("qemu-system-x86_64", append([]string{"-accel", "tcg", "-m", "64",
+		"-display", "none", "-vga", "none", "-nic", "none", "-serial", "stdio", "-monitor", "none", "-qmp", "unix:" + socket}, m.args...)...)
+	m.cmd.Stderr = os.Stderr
+	out, err := m.cmd.StdoutPipe()
+	require.NoError(m.T, err)
+	require.NoError(m.T, m.cmd.Start())
+	lines := make(chan string, 64)
+	m.lines = lines
+	go func() {
+		s := bufio.NewScanner(out)
+		for s.Scan() {
+			lines <- s.Text()
+		}
+		close(lines)
+	}()
+	require.NoError(m.T, listener.(*net.UnixListener).SetDeadline(time.Now().Add(bootTimeout)))
+	m.qmp, err = listener.Accept()
+	require.NoError(m.T, err)
+	m.Command("qmp_capabilities")
+}
+
+// Kill ends QEMU as kill -9 does, at whatever it is.
+func (m *Machine) Kill() {
+	_ = m.cmd.Process.Kill()
+	for range m.lines { // its end is the end of what it says
+	}
+	_ = m.cmd.Wait()
+	m.qmp.Close()
+}
+
+// Command gives QEMU a command of QMP without arguments, as "system_reset".
 func (m *Machine) Command(name string) {
 	m.T.Helper()
 	_, err := fmt.Fprintf(m.qmp, `{"execute":%q}`+"\n", name)
@@ -246,7 +268,15 @@ func (m *Machine) Command(name string) {
 // and which one.
 func (m *Machine) Boot() (said []string, slot string) {
 	m.T.Helper()
-	timeout := time.After(bootTimeout)
+	said, slot, booted := m.BootWithin(bootTimeout)
+	require.True(m.T, booted, "no slot came up; GRUB said %q", said)
+	return said, slot
+}
+
+// BootWithin is Boot for a while only; booted says whether that was enough.
+func (m *Machine) BootWithin(d time.Duration) (said []string, slot string, booted bool) {
+	m.T.Helper()
+	timeout := time.After(d)
 	for {
 		select {
 		case line, ok := <-m.lines:
@@ -257,14 +287,14 @@ func (m *Machine) Boot() (said []string, slot string) {
 					said = append(said, line)
 				}
 				if line == "tandem: no slot loads" {
-					return said, ""
+					return said, "", true
 				}
 			}
 			if i := strings.Index(line, "SLOT "); i >= 0 {
-				return said, line[i+5 : i+6]
+				return said, line[i+5 : i+6], true
 			}
 		case <-timeout:
-			require.Fail(m.T, "no slot came up", "GRUB said %q", said)
+			return said, "", false
 		}
 	}
 }
