@@ -197,9 +197,6 @@ func Load(dir string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %s: %w", ErrConfig, filepath.Join(dir, FileMQTT), err)
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Config{}, fmt.Errorf("%w: %s: something follows the closing brace", ErrConfig, filepath.Join(dir, FileMQTT))
-	}
 	t, floor, err := loadTLS(dir)
 	if err != nil {
 		return Config{}, err

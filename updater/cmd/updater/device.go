@@ -89,9 +89,6 @@ func parseConfig(data []byte) (config, error) {
 	if err := strictjson.Check(data, strictjson.Rules{Size: maxConfig, Depth: 2, PlainKeys: true}); err != nil {
 		return config{}, err
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return config{}, fmt.Errorf("%s: something follows the closing brace", path)
-	}
 	switch {
 	case c.Board == "" || c.Product == "":
 		return config{}, errors.New("board and product are needed")
