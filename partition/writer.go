@@ -72,15 +72,16 @@ func (w *Writer) WriteLeaf(p []byte) error {
 	} else {
 		w.count.Read += int64(len(p))
 	}
+	same := int64(len(p))
 	for _, run := range differing(old, p) {
 		at := w.next + int64(run.from)
 		if n, err := w.disk.WriteAt(p[run.from:run.to], at); err != nil {
 			return w.fail(fmt.Errorf("write at %d: %w", at+int64(n), err))
 		}
 		w.count.Written += int64(run.to - run.from)
-		w.count.Skipped -= int64(run.to - run.from)
+		same -= int64(run.to - run.from)
 	}
-	w.count.Skipped += int64(len(p))
+	w.count.Skipped += same
 	w.next += int64(len(p))
 	return nil
 }

@@ -52,6 +52,19 @@ func TestCheckpointAfterFailedSync(t *testing.T) {
 	}
 }
 
+// A write that fails in the middle of a leaf leaves counters that a report can carry:
+// nothing counts as left alone, let alone as less than nothing.
+func TestCountersAfterFailedWrite(t *testing.T) {
+	d := disktest.New(oldSlot)
+	d.Inject(disktest.Fault{Op: disktest.Write, At: 2, Err: syscall.EIO})
+	w := NewWriter(d, imageSize, 0)
+	leaf := bytes.Clone(oldSlot[:LeafSize])
+	leaf[0]++
+	leaf[2*BlockSize]++
+	require.ErrorIs(t, w.WriteLeaf(leaf), syscall.EIO)
+	require.Equal(t, Counters{Read: LeafSize, Written: BlockSize}, w.Counters())
+}
+
 // An error says where.
 func TestWriterNamesTheOffset(t *testing.T) {
 	d := disktest.New(oldSlot)

@@ -162,7 +162,9 @@ func (u *Updater) why(record bootctl.Record, action Action) (reason, check, deta
 // record is whole and signed.
 //
 // What was on trial when the record was lost stays on trial: it has proven nothing yet.
-// The copy that is written only at commit tells, and so does the journal.
+// The copy that is written only at commit tells, and so does the journal. How many boots
+// it has left nobody knows, so this one is the last: a record that is lost again and again,
+// or that only the loader can read, must not give it one more each time.
 func (u *Updater) rewrite(ctx context.Context, old bootctl.Record) error {
 	j := u.journal()
 	next := bootctl.Record{Good: u.running.Slot, A: bootctl.Bad, B: bootctl.Bad}
@@ -172,7 +174,7 @@ func (u *Updater) rewrite(ctx context.Context, old bootctl.Record) error {
 	switch {
 	case whole && tried:
 		next = bootctl.Record{
-			Good: u.spare(), Trying: u.running.Slot, Tries: u.running.Manifest.Trial.Tries, A: bootctl.OK, B: bootctl.OK,
+			Good: u.spare(), Trying: u.running.Slot, Tries: 0, A: bootctl.OK, B: bootctl.OK,
 		}
 	case u.running.Slot == bootctl.A:
 		next.A = bootctl.OK

@@ -1,6 +1,7 @@
 package updater
 
 import (
+	"context"
 	"fmt"
 	"syscall"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/tandem-ota/tandem/bootctl/grubenv"
 	"github.com/tandem-ota/tandem/partition/disktest"
 	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/health"
 	"github.com/tandem-ota/tandem/updater/manifest"
 )
 
@@ -208,6 +210,29 @@ func TestBootRecordLost(t *testing.T) {
 			require.NoError(t, err)
 			d.settled(u, "2.0.0")
 		}
+	})
+}
+
+// A boot record that is lost in a trial takes the number of boots with it. The trial may
+// prove itself in this boot and has no other: it would never end if it got its tries
+// back each time.
+func TestTriesOfLostRecord(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+		u := d.powerOn()
+		d.lose(theRecord)
+		check, asked := u.p.Check, 0
+		u.p.Check = func(ctx context.Context, c manifest.Check) health.Result {
+			asked++
+			r := d.record()
+			require.Equal(t, bootctl.B, r.Trying)
+			require.Zero(t, r.Tries)
+			return check(ctx, c)
+		}
+		require.NoError(t, u.Resume(ctx))
+		require.NotZero(t, asked)
+		d.settled(u, "2.0.0")
 	})
 }
 
