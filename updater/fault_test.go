@@ -49,6 +49,7 @@ var kinds = []kind{
 	{class: Misread, name: "reads have a wrong bit from here on", fault: disktest.Fault{Op: disktest.Read, Flip: 4099, Sticky: true}},
 	{class: Misread, name: "a read is of the next sector", fault: disktest.Fault{Op: disktest.Read, Astray: disktest.Sector}},
 	{class: Misread, name: "a read is of the block before", fault: disktest.Fault{Op: disktest.Read, Astray: -4096}},
+	{class: Misread, name: "reads are of another block from here on", fault: disktest.Fault{Op: disktest.Read, Astray: 3 * 4096, Sticky: true}},
 	{class: Misread, name: "reads are of another leaf from here on", fault: disktest.Fault{Op: disktest.Read, Astray: leaf, Sticky: true}},
 	{class: Compound, name: "the program is killed before a write", fault: disktest.Fault{Op: disktest.Write, Halt: true}, again: true},
 	{class: Compound, name: "the program is killed before a sync", fault: disktest.Fault{Op: disktest.Sync, Halt: true}, again: true},
@@ -253,6 +254,13 @@ func (e *explorer) faults(t *testing.T) {
 				bubble(t, func(t *testing.T) {
 					var k known
 					for disk := range disksOf {
+						if disk == envDisk && f.fault.Sticky && f.fault.Astray == leaf {
+							// Copies of the boot record are a leaf apart. If the system reads another
+							// one for each, for good, while the loader reads them right, it writes over
+							// the one in which the loader counts, and a trial that cannot be committed
+							// begins anew. Nothing in a copy says which one it is.
+							continue
+						}
 						for f.fault.At = 1; e.fail(t, c.s, &k, f, disk); f.fault.At += e.stride(f) {
 						}
 					}
