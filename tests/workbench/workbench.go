@@ -123,6 +123,7 @@ func (g *Goods) New(t *testing.T, disk Disk, running string) *Bench {
 	b.file(image.DevicePath, config)
 	b.file(image.KeysPath, g.keyFile)
 	b.file(image.TrustRootPath, g.anchor)
+	require.NoError(t, os.MkdirAll(filepath.Join(b.Dir, "run"), 0o755)) // the kernel's, as is /sys below
 	require.NoError(t, bootreport.WriteBoot(filepath.Join(b.Dir, bootreport.BootPath), bootreport.Boot{
 		Slot: "a", Manifest: string(r.Digest), Version: running, Data: bootreport.DataMounted, BootID: "bench-1",
 	}))
