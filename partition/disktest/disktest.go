@@ -33,8 +33,9 @@
 // samples where there are more.
 //
 // With [Disk.Inject] an operation fails with an error, once or for good, a read
-// flips a bit or goes astray, a Sync lies, any of them takes its time. A failed Sync behaves as Linux does: part of what
-// was pending is lost, the cache goes on showing it, and the next Sync succeeds.
+// flips a bit or goes astray, a Sync lies, any of them takes its time or is the last
+// one. A failed Sync behaves as Linux does: part of what was pending is lost, the
+// cache goes on showing it, and the next Sync succeeds.
 //
 // # What it does not do
 //
@@ -190,9 +191,12 @@ func (b *Bench) Revive() {
 	b.dead, b.off, b.cutAt = false, false, 0
 }
 
+// down tells that nothing is done any more, until Revive.
+func (b *Bench) down() bool { return b.dead || b.off }
+
 // begin counts a write or sync; false means that there is no power.
 func (b *Bench) begin(op Op) bool {
-	if b.dead || b.off {
+	if b.down() {
 		return false
 	}
 	b.log = append(b.log, op)
@@ -237,7 +241,7 @@ func (d *Disk) ReadMedium(p []byte, off int64) (int, error) { return d.read(p, o
 func (d *Disk) read(p []byte, off int64, medium bool) (int, error) {
 	d.bench.mu.Lock()
 	defer d.bench.mu.Unlock()
-	if d.bench.dead || d.bench.off {
+	if d.bench.down() {
 		return 0, ErrPower
 	}
 	if off < 0 {
@@ -247,7 +251,7 @@ func (d *Disk) read(p []byte, off int64, medium bool) (int, error) {
 		d.bench.seen = append(d.bench.seen, d.index)
 	}
 	fault := d.fault(Read)
-	if d.bench.off {
+	if d.bench.down() {
 		return 0, ErrPower
 	}
 	if fault != nil && fault.Err != nil {
@@ -269,7 +273,7 @@ func (d *Disk) read(p []byte, off int64, medium bool) (int, error) {
 			copy(p[from-off:n], old[from-s*Sector:])
 		}
 	}
-	if fault != nil && fault.Astray == 0 && fault.Delay == 0 && n > 0 {
+	if fault != nil && fault.Astray == 0 && n > 0 {
 		bit := fault.Flip % int64(n*8)
 		p[bit/8] ^= 1 << (bit % 8)
 	}
@@ -287,12 +291,12 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 		return 0, fmt.Errorf("disktest: write %d bytes at %d of %d", len(p), off, len(d.view))
 	}
 	var failed error
-	if fault := d.fault(Write); fault != nil && fault.Delay == 0 && !fault.Halt {
+	if fault := d.fault(Write); fault != nil {
 		// An error in the middle: what came before it was taken.
 		p, failed = p[:len(p)/2/Sector*Sector], fault.Err
 	}
 	if len(p) == 0 {
-		if d.bench.dead || d.bench.off {
+		if d.bench.down() {
 			return 0, ErrPower
 		}
 		return 0, failed
@@ -330,9 +334,6 @@ func (d *Disk) Sync() error {
 	d.bench.mu.Lock()
 	defer d.bench.mu.Unlock()
 	fault := d.fault(Sync)
-	if fault != nil && (fault.Delay != 0 || fault.Halt) {
-		fault = nil
-	}
 	op := Op{Disk: d.index, Kind: Sync, lied: fault != nil && fault.Lie}
 	if fault != nil && !fault.Lie {
 		op.kept = d.lose(fault.Seed)

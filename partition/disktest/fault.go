@@ -13,7 +13,7 @@ type Fault struct {
 	Op     Kind          // what fails
 	At     int           // which one, 1-based, counted from Inject
 	Sticky bool          // and all later ones of the kind too
-	Err    error         // as syscall.EIO or syscall.ENOSPC; nil for the two that lie
+	Err    error         // as syscall.EIO or syscall.ENOSPC; nil for those that lie, halt or take their time
 	Flip   int64         // of a Read without Err: the number of the bit that is wrong, modulo the length
 	Astray int64         // of a Read without Err: so many bytes from where it should be, if that is on the disk
 	Lie    bool          // of a Sync: nothing becomes durable, and nil is returned
@@ -90,9 +90,10 @@ func (d *Disk) Flip(off int64, bit int) {
 	d.base[off] ^= 1 << bit // and so the view
 }
 
-// fault returns the fault that happens to this operation, if any.
+// fault returns what goes wrong with this operation, nil if nothing does. It may take a
+// while, and the bench may be down afterwards.
 func (d *Disk) fault(op Kind) *Fault {
-	if d.bench.dead || d.bench.off || d.bench.calm {
+	if d.bench.down() || d.bench.calm {
 		return nil
 	}
 	var hit *Fault
@@ -106,14 +107,17 @@ func (d *Disk) fault(op Kind) *Fault {
 			hit = f
 		}
 	}
-	if hit != nil && hit.Halt {
+	switch {
+	case hit == nil:
+	case hit.Halt:
 		d.bench.off = true
-	}
-	if hit != nil && hit.Delay > 0 {
+		return nil // there is no operation that could fail
+	case hit.Delay > 0:
 		// Not while others wait for the lock: a slow disk does not stop a clock.
 		d.bench.mu.Unlock()
 		time.Sleep(hit.Delay)
 		d.bench.mu.Lock()
+		return nil // it takes its time, and works
 	}
 	return hit
 }
