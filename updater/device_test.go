@@ -297,10 +297,8 @@ func (d *device) holds(s bootctl.Slot) (version string) {
 		if r == nil {
 			return
 		}
-		for role, image := range r.images {
-			if role != "boot" && role != "root" {
-				continue
-			}
+		for _, role := range []string{"boot", "root"} { // in one order, whatever is read
+			image := r.images[role]
 			have := make([]byte, len(image))
 			if n, _ := d.part(s, role).ReadMedium(have, 0); n < len(have) || !bytes.Equal(have, image) {
 				return

@@ -37,7 +37,7 @@ const (
 // same as in one that was.
 type explorer struct {
 	quick bool   // go through a little of everything
-	share uint32 // of the states of data, one of so many is gone through to the end
+	share uint32 // but for the simplest, one of so many states is gone through to the end
 
 	mu        sync.Mutex
 	cuts      map[disktest.Class]int
@@ -191,9 +191,8 @@ func (d *device) stayed() {
 	}
 }
 
-// chosen tells whether a state is gone through to the end. Where all of its pending
-// sectors belong to records and journals, every state that few sectors can be in is;
-// of data, the simplest of each cut and one of share.
+// chosen tells whether a state is gone through to the end: the simplest of each cut
+// are, and one of share of all others.
 func (e *explorer) chosen(c *disktest.Crash, nth int, name string) bool {
 	if replaying || nth == 1 || nth <= 3 && !e.quick {
 		return true
@@ -218,8 +217,8 @@ func (e *explorer) explore(t *testing.T, name string, s story, l loss) {
 	}
 	count := e
 	if l != nothing {
-		// Without its records a device may be worse off than sound allows before its
-		// program runs; the states themselves were looked at in the other stories.
+		// What is lost beside is lost after the cut: the states of the cut are those of the
+		// same story without a loss, and counted there.
 		count = &explorer{cuts: map[disktest.Class]int{}}
 	}
 	visit := func(c *disktest.Crash) {

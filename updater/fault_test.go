@@ -16,7 +16,7 @@ import (
 	"github.com/tandem-ota/tandem/transport"
 )
 
-// parts of a device that may fail, by name.
+// disksOf are the names of the disks, any of which may fail.
 var disksOf = map[int]string{
 	envDisk: "boot record", bootA: "boot_a", bootB: "boot_b", rootA: "root_a", rootB: "root_b", dataDisk: "journal",
 }
