@@ -61,11 +61,7 @@ func TestRecorder(t *testing.T) {
 	for _, i := range installs {
 		t.Run(i.name, func(t *testing.T) {
 			disk := g.Factory(t, "1.0.0", i.spare)
-			b := g.New(t, disk, "1.0.0")
-			saw, sawParts := b.Watched(func() {
-				res := b.Run("install", "-hold", "-full", "/media/"+i.version)
-				require.Zero(t, res.Code, res.Output)
-			})
+			saw, sawParts := watched(t, g, disk, i.version)
 			recorded, recordedParts := g.Record(t, disk, "1.0.0", i.version)
 			for _, p := range workbench.Parts {
 				require.Equal(t, epochs(recordedParts[p.Label]), epochs(sawParts[p.Label]), "partition %s", p.Label)
@@ -77,4 +73,14 @@ func TestRecorder(t *testing.T) {
 		})
 	}
 	t.Attr("crosscheck-ops", fmt.Sprint(compared))
+}
+
+// watched is what QEMU sees of an installation by the shipped program, on a disk whose
+// slot a runs 1.0.0.
+func watched(t *testing.T, g *workbench.Goods, disk workbench.Disk, version string) (whole []workbench.Entry, parts map[string][]workbench.Entry) {
+	b := g.New(t, disk, "1.0.0")
+	return b.Watched(func() {
+		res := b.Run("install", "-hold", "-full", "/media/"+version)
+		require.Zero(t, res.Code, res.Output)
+	})
 }

@@ -115,11 +115,7 @@ func TestReplay(t *testing.T) {
 		t.Run(i.name, func(t *testing.T) {
 			m.T = t
 			before := g.Factory(t, "1.0.0", i.spare)
-			b := g.New(t, before, "1.0.0")
-			saw, _ := b.Watched(func() {
-				res := b.Run("install", "-hold", "-full", "/media/"+i.version)
-				require.Zero(t, res.Code, res.Output)
-			})
+			saw, _ := watched(t, g, before, i.version)
 			recorded, _ := g.Record(t, before, "1.0.0", i.version)
 			bench := replayed(t, before, saw, recorded)
 			for crash := range crashes(bench, recorded, each) {
