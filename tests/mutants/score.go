@@ -39,7 +39,7 @@ var scores = []scored{
 	{"partition", []string{"./partition"}},
 	{"partition/verity", []string{"./partition/verity"}},
 	{"updater", []string{
-		"./updater -skip=^TestExplorer$|^TestDiskFails$|^TestProgramKilled$",
+		"./updater -skip=^TestExplorer$|^TestTenYears$|^TestDiskFails$|^TestProgramKilled$",
 		"./updater -run=^(TestProgramKilled|TestExplorer)$/^cut$/^(by_deltas,_into|checks_fail$)",
 	}},
 }
