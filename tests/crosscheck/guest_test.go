@@ -31,6 +31,7 @@ func TestGuestKilled(t *testing.T) {
 	if !long {
 		t.Skip("takes half an hour; set TANDEM_LONG")
 	}
+	t.Parallel()
 	f := theFactory(t)
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))

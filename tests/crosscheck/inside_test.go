@@ -40,6 +40,7 @@ func TestGuestRecorded(t *testing.T) {
 	if !long {
 		t.Skip("boots whole guests; set TANDEM_LONG")
 	}
+	t.Parallel()
 	f := theFactory(t)
 	board := small(f.Board())
 	running := opened(t, f.Release("one"))
