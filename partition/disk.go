@@ -63,22 +63,11 @@ type Medium interface {
 	ReadMedium(p []byte, off int64) (int, error)
 }
 
-// Counters says what an installation cost, in bytes.
+// Counters says what a Writer cost, in bytes.
 type Counters struct {
-	Read       int64 // read from the spare slot in order to compare
-	Written    int64 // written to the spare slot
-	Skipped    int64 // already right on the medium, so not written again
-	Downloaded int64 // fetched; counted by whoever fetches
-}
-
-// Add returns the sums.
-func (c Counters) Add(o Counters) Counters {
-	return Counters{
-		Read:       c.Read + o.Read,
-		Written:    c.Written + o.Written,
-		Skipped:    c.Skipped + o.Skipped,
-		Downloaded: c.Downloaded + o.Downloaded,
-	}
+	Read    int64 // read from the spare slot in order to compare
+	Written int64 // written to the spare slot
+	Skipped int64 // already right on the medium, so not written again
 }
 
 // ErrOutside means that a caller tried to go past the end of a window or disk.

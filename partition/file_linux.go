@@ -44,7 +44,7 @@ type File struct {
 func OpenFile(path string) (*File, error) { return open(path, unix.O_RDWR) }
 
 // OpenRead opens a block device or regular file for reading only, whoever else
-// uses it. WriteAt and Sync fail.
+// uses it. WriteAt fails.
 func OpenRead(path string) (*File, error) { return open(path, unix.O_RDONLY) }
 
 func open(path string, mode int) (*File, error) {

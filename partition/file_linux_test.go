@@ -30,6 +30,11 @@ func loop(t *testing.T, size int) string {
 	}
 	backing := filepath.Join(t.TempDir(), "backing")
 	require.NoError(t, os.WriteFile(backing, noise(1, size), 0o600))
+	return loopOver(t, tool, backing)
+}
+
+func loopOver(t *testing.T, tool, backing string) string {
+	t.Helper()
 	out, err := exec.Command(tool, "--find", "--show", backing).Output()
 	if err != nil {
 		lacking(t, "no loop device: "+err.Error())
@@ -165,6 +170,13 @@ func TestSection(t *testing.T) {
 	for _, w := range [][2]int64{{-1, 5}, {0, 1001}, {1000, 1}, {5, -1}, {1 << 62, 1 << 62}} {
 		require.Zero(t, Section(d, w[0], w[1]).Size(), "%v", w)
 	}
+	for _, w := range [][2]int64{{0, 1000}, {0, 10}, {990, 10}, {999, 1}} {
+		s := Section(d, w[0], w[1])
+		require.EqualValues(t, w[1], s.Size(), "%v", w)
+		_, err := s.ReadAt(got[:1], s.Size()-1)
+		require.NoError(t, err)
+		require.Equal(t, d[w[0]+w[1]-1], got[0])
+	}
 }
 
 // On a real block device the same installation ends in the same bytes, as
@@ -190,6 +202,93 @@ func TestInstallOnBlockDevice(t *testing.T) {
 	out, err := sum.Output()
 	require.NoError(t, err)
 	require.Equal(t, fmt.Sprintf("%x  -\n", sha256.Sum256(newImage)), string(out))
+}
+
+// descriptors counts what of this process is open on a path.
+func descriptors(t *testing.T, path string) (n int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	for _, e := range entries {
+		// The one that listed the folder is gone by now.
+		if to, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name())); err == nil && to == path {
+			n++
+		}
+	}
+	return n
+}
+
+// However often a device is read past the cache, that costs one descriptor more, and
+// after Close none is left that would keep the device busy.
+func TestCloseLeavesNothingOpen(t *testing.T) {
+	path := loop(t, LeafSize)
+	f, err := OpenFile(path)
+	require.NoError(t, err)
+	defer f.Close()
+	require.Equal(t, 1, descriptors(t, path))
+	for range 5 {
+		_, err := f.ReadMedium(make([]byte, BlockSize), 0)
+		require.NoError(t, err)
+		require.Equal(t, 2, descriptors(t, path))
+	}
+	require.NoError(t, f.Close())
+	require.Zero(t, descriptors(t, path))
+	_, err = f.ReadMedium(make([]byte, BlockSize), 0)
+	require.Error(t, err)
+	require.Zero(t, descriptors(t, path))
+}
+
+// Who asks again and again until a busy file is free does not run out of descriptors.
+func TestRefusedOpenLeavesNothingOpen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "slot")
+	require.NoError(t, os.WriteFile(path, noise(1, LeafSize), 0o600))
+	f, err := OpenFile(path)
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = OpenFile(path)
+	require.ErrorIs(t, err, ErrBusy)
+	require.Equal(t, 1, descriptors(t, path))
+}
+
+// A device that takes all writes into its cache and then has no room for them: Sync
+// says so, and afterwards nobody reads what was never stored. Written again, it is there.
+func TestSyncFails(t *testing.T) {
+	tool := needTool(t, "losetup", "mount")
+	if os.Geteuid() != 0 {
+		lacking(t, "a loop device needs root")
+	}
+	room := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", room).CombinedOutput(); err != nil {
+		lacking(t, "cannot mount: "+string(out))
+	}
+	t.Cleanup(func() { require.NoError(t, exec.Command("umount", "--lazy", room).Run()) })
+	backing := filepath.Join(room, "backing")
+	require.NoError(t, os.WriteFile(backing, nil, 0o600))
+	require.NoError(t, os.Truncate(backing, 1<<20)) // a promise of four times the room
+	f, err := OpenFile(loopOver(t, tool, backing))
+	require.NoError(t, err)
+	defer f.Close()
+
+	want := noise(3, 1<<20)
+	_, err = f.WriteAt(want, 0)
+	require.NoError(t, err)
+	require.Error(t, f.Sync())
+	cached, medium := make([]byte, len(want)), make([]byte, len(want))
+	_, err = f.ReadAt(cached, 0)
+	require.NoError(t, err)
+	_, err = f.ReadMedium(medium, 0)
+	require.NoError(t, err)
+	require.False(t, bytes.Equal(want, medium))
+	require.True(t, bytes.Equal(medium, cached), "read what is not on the medium")
+
+	out, err := exec.Command("mount", "-o", "remount,size=4m", room).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	_, err = f.WriteAt(want, 0)
+	require.NoError(t, err)
+	require.NoError(t, f.Sync())
+	_, err = f.ReadMedium(medium, 0)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(want, medium))
 }
 
 // ReadMedium shows what is behind the page cache, whatever that shows.

@@ -76,7 +76,7 @@ func TestReadTableAgreesWithSgdisk(t *testing.T) {
 	labels := map[int]string{1: "esp", 2: "env", 3: "boot_a", 4: "boot_b", 7: "root_a", 12: "größe 😀"}
 	run("-o", "-U", "3f5e5210-7a5c-4b1d-9e41-020304050607",
 		"-n1:2048:+1M", "-c1:esp", "-t1:ef00", "-n2:0:+1M", "-c2:env", "-n3:0:+1M", "-c3:boot_a",
-		"-n4:0:+512K", "-c4:boot_b", "-n7:0:+2M", "-c7:root_a", "-n12:0:0", "-c12:"+labels[12])
+		"-n4:0:+512K", "-c4:boot_b", "-n7:0:+2M", "-c7:root_a", "-n12:0:+8M", "-c12:"+labels[12])
 	require.Contains(t, run("-v"), "No problems found")
 	disk, err := os.ReadFile(path)
 	require.NoError(t, err)
@@ -129,6 +129,13 @@ func TestReadTableAgreesWithSgdisk(t *testing.T) {
 		clear(broken[len(broken)-512:])
 		_, err := ReadTable(memory(broken), 512)
 		require.ErrorIs(t, err, ErrTable)
+	})
+	t.Run("as many entries as we read", func(t *testing.T) {
+		run("-S", fmt.Sprint(maxEntries))
+		disk, err := os.ReadFile(path)
+		require.NoError(t, err)
+		check(t, disk)
+		require.NoError(t, CheckTable(memory(disk), 512))
 	})
 }
 
@@ -226,7 +233,8 @@ func TestReadTableRefuses(t *testing.T) {
 		})
 	}
 	t.Run("entries far away, and a good backup", func(t *testing.T) {
-		for _, entries := range []uint64{0, 1, 256, 1 << 40, 1 << 63, 1<<64 - 1} {
+		// The last is the right place once it has been multiplied and cut to 64 bits.
+		for _, entries := range []uint64{0, 1, 256, 1 << 40, 1 << 63, 1<<64 - 1, 1<<55 + 2} {
 			table := plainTable()
 			table.entries = entries
 			parts, err := ReadTable(table.disk(), 512)
@@ -256,6 +264,22 @@ func TestReadTable4096(t *testing.T) {
 	require.EqualValues(t, 60*4096, parts[0].Size)
 	_, err = ReadTable(table.disk(), 512)
 	require.ErrorIs(t, err, ErrTable)
+}
+
+// Entries may be longer than what we know of them (128 × 2^n bytes), up to a sector of
+// the largest kind.
+func TestReadTableLongEntries(t *testing.T) {
+	for size := uint32(128); size <= 4096; size *= 2 {
+		table := plainTable()
+		table.sector, table.size, table.count = 4096, size, 32
+		disk := table.disk()
+		require.NoError(t, CheckTable(disk, 4096), "%d", size)
+		parts, err := ReadTable(disk, 4096)
+		require.NoError(t, err)
+		found, err := Find(parts, "root_b")
+		require.NoError(t, err, "%d", size)
+		require.EqualValues(t, 100*4096, found.Start, "%d", size)
+	}
 }
 
 // A label finds one partition or none; two are no answer.
@@ -295,6 +319,38 @@ func TestReadTableCorruption(t *testing.T) {
 	flip(2*512, 2*512+3*128)
 	flip(255*512, 255*512+92)
 	flip(223*512, 223*512+3*128)
+}
+
+// CheckTable says which copy is damaged, and how, or that two good ones disagree: the
+// one who repairs it must not overwrite the good copy with the bad one.
+func TestCheckTable(t *testing.T) {
+	renamed, shorter := plainTable(), plainTable()
+	renamed.parts = []entry{renamed.parts[0], {"root_c", 2, 100, 159}}
+	shorter.parts = shorter.parts[:1]
+	for name, world := range map[string]struct {
+		change func(disk memory)
+		want   string
+	}{
+		"primary damaged": {func(disk memory) { disk[512]++ }, "primary: no signature"},
+		"backup damaged":  {func(disk memory) { disk[255*512]++ }, "backup: no signature"},
+		"both damaged": {func(disk memory) { disk[512]++; disk[223*512]++ },
+			"primary: no signature; backup: checksum of the entries does not match"},
+		"backup has another label":     {func(disk memory) { copy(disk[223*512:], renamed.disk()[223*512:]) }, "partition 2 differs between primary and backup"},
+		"backup has a partition less":  {func(disk memory) { copy(disk[223*512:], shorter.disk()[223*512:]) }, "2 partitions in the primary, 1 in the backup"},
+		"primary has a partition less": {func(disk memory) { copy(disk[:34*512], shorter.disk()) }, "1 partitions in the primary, 2 in the backup"},
+		"a disk too small for any":     {nil, "disk of 1024 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			disk := plainTable().disk()
+			require.NoError(t, CheckTable(disk, 512))
+			if world.change == nil {
+				disk = disk[:1024]
+			} else {
+				world.change(disk)
+			}
+			require.EqualError(t, CheckTable(disk, 512), "invalid partition table: "+world.want)
+		})
+	}
 }
 
 // Whatever is on the disk, reading it ends with an error or with partitions that
@@ -362,6 +418,7 @@ func TestReadTableHugeDisk(t *testing.T) {
 	for name, change := range map[string]func(*table){
 		"four billion entries":    func(t *table) { t.count = 1<<32 - 1 },
 		"sixteen million entries": func(t *table) { t.count = 1 << 24 },
+		"4 GiB, or 0 in 32 bits":  func(t *table) { t.count = 1 << 25 },
 		"more than usual":         func(t *table) { t.count = maxEntries + 1 },
 		"a few, and large":        func(t *table) { t.count, t.size = 64, 4096 },
 	} {

@@ -29,7 +29,6 @@ func TestWriterSparesEqualBlocks(t *testing.T) {
 	again, err := install(d, 0, func(int64) {})
 	require.NoError(t, err)
 	require.Equal(t, Counters{Read: imageSize, Skipped: imageSize}, again)
-	require.Equal(t, Counters{Read: 2 * imageSize, Written: count.Written, Skipped: count.Skipped + imageSize}, count.Add(again))
 }
 
 // After a sync that failed nothing more is promised, however often one asks.

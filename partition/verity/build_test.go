@@ -128,6 +128,25 @@ func TestBuildRefuses(t *testing.T) {
 	}
 }
 
+// The largest device that a command line can name is the largest that has a tree.
+func TestLargestDevice(t *testing.T) {
+	p := Params{DataBlocks: maxBlocks, HashOffset: maxBlocks * BlockSize}
+	_, err := ParseParams(p.String())
+	require.NoError(t, err)
+	require.NoError(t, p.check())
+	size, err := TreeSize(maxBlocks * BlockSize)
+	require.NoError(t, err)
+	require.Positive(t, p.HashOffset+size, "data and tree end before 2^63")
+
+	p.DataBlocks++
+	p.HashOffset += BlockSize
+	_, err = ParseParams(p.String())
+	require.ErrorIs(t, err, ErrParams)
+	require.ErrorIs(t, p.check(), ErrParams)
+	_, err = TreeSize((maxBlocks + 1) * BlockSize)
+	require.ErrorIs(t, err, ErrParams)
+}
+
 var errMedium = errors.New("medium gave up")
 
 // failing accepts so many writes and no more.

@@ -170,6 +170,43 @@ func TestStatusRefuses(t *testing.T) {
 	}
 }
 
+// altered is a kernel whose status answers are changed on their way.
+type altered struct {
+	*kernel
+	change func(answer []byte)
+}
+
+func (a altered) call(command int, b []byte) error {
+	err := a.kernel.call(command, b)
+	if err == nil && command == dmStatus {
+		a.change(b)
+	}
+	return err
+}
+
+// An answer that is cut short, or about a device that is not one verity target, is
+// an error; it is neither read past its end nor half understood.
+func TestStatusRefusesAnswers(t *testing.T) {
+	put := binary.NativeEndian.PutUint32
+	for name, change := range map[string]func([]byte){
+		"more than the buffer holds":  func(b []byte) { put(b[28:], dmFlagBufferFull) },
+		"longer than the buffer":      func(b []byte) { put(b[12:], dmBuffer+1) },
+		"begins behind its end":       func(b []byte) { put(b[16:], dmBuffer+1) },
+		"too short for a target":      func(b []byte) { put(b[12:], dmHeader+dmTarget-1) },
+		"no target":                   func(b []byte) { put(b[20:], 0) },
+		"two targets":                 func(b []byte) { put(b[20:], 2) },
+		"another target of this name": func(b []byte) { copy(b[dmHeader+24:], "linear\x00") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := &kernel{t: t, verdict: "V"}
+			_, err := activate(k, "root", "8:5", params())
+			require.NoError(t, err)
+			_, err = status(altered{k, change}, "root")
+			require.ErrorIs(t, err, ErrParams)
+		})
+	}
+}
+
 // On a real kernel: the device shows the data, a damaged block is an I/O error
 // and a status, and the partition below cannot be opened for writing meanwhile.
 func TestActivateOnThisKernel(t *testing.T) {
