@@ -9,6 +9,8 @@
 //     the real GRUB; it chooses what the model says, and what it chooses is whole.
 //   - TestStrace: strace fails system calls, and kills the program at them.
 //   - TestBlkdebug: QEMU's blkdebug fails sectors under the program.
+//   - TestOtherProcesses, TestReleaseReplaced, TestTerminated, TestDescriptors: what people
+//     and other programs do to the program while it installs.
 //   - TestGRUBKilled: QEMU is killed at any moment while GRUB counts tries.
 //   - TestGuestKilled: QEMU is killed at any moment of an update of a whole system.
 //
