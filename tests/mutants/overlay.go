@@ -23,9 +23,9 @@ func (m mutant) overlay(ctx context.Context, root, folder string) (string, error
 	for _, name := range m.Files {
 		from, to := filepath.Join(root, name), filepath.Join(folder, name)
 		replace[from] = to
-		data, err := os.ReadFile(from)
-		if m.patch == "" {
-			data = []byte(m.text)
+		data, err := []byte(m.text), error(nil)
+		if m.patch != "" {
+			data, err = os.ReadFile(from)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return "", fmt.Errorf("%w: %s is gone", errPatch, name)

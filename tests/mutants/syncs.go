@@ -18,15 +18,13 @@ import (
 // the tests that notice where that is left out, or its failure is. The method Sync of a disk
 // or file counts; unix.Sync before a reset does not, which is a courtesy to others.
 var syncTests = map[string][]string{
-	"bootctl/grubenv": {"./bootctl/boottest -run ^TestGrubenv"},
-	"partition":       {"./partition"},
-	"partition/datafile": {
-		"./partition/datafile",
-	},
-	"tpm": {"./tpm"},
+	"bootctl/grubenv":    {"./bootctl/boottest -run ^TestGrubenv"},
+	"partition":          {"./partition"},
+	"partition/datafile": {"./partition/datafile"},
+	"tpm":                {"./tpm"},
 }
 
-var errSyncs = errors.New("no test is named for a sync")
+var errSyncs = errors.New("syncs.go names a folder without a sync")
 
 // syncs makes two mutants of each sync whose name matches only: one leaves it out, one goes
 // on where it fails.
@@ -42,7 +40,7 @@ func syncs(root, only string) ([]mutant, error) {
 			return nil, err
 		}
 		if len(found) == 0 {
-			return nil, fmt.Errorf("%w: there is none in %s any more", errSyncs, folder)
+			return nil, fmt.Errorf("%w: %s", errSyncs, folder)
 		}
 		all = append(all, found...)
 	}
