@@ -44,12 +44,12 @@ func TestGuestRecorded(t *testing.T) {
 	f := theFactory(t)
 	board := small(f.Board())
 	running := opened(t, f.Release("one"))
-	factoryNew := filepath.Join(t.TempDir(), "disk.img")
+	made := filepath.Join(t.TempDir(), "disk.img")
 	require.NoError(t, image.Build(t.Context(), image.DiskOptions{
 		Board: board, BootImage: filepath.Join(f.Slots("one"), "boot.img"), RootImage: filepath.Join(f.Slots("one"), "root.img"),
 		Envelope: running,
-	}, factoryNew))
-	disk, err := os.Open(factoryNew)
+	}, made))
+	disk, err := os.Open(made)
 	require.NoError(t, err)
 	defer disk.Close()
 	data, err := board.Place("data")
@@ -61,7 +61,7 @@ func TestGuestRecorded(t *testing.T) {
 	} {
 		t.Run(i.name, func(t *testing.T) {
 			g := newGuest(t, f.Release(i.release))
-			g.image, g.logged = factoryNew, true
+			g.image, g.logged = made, true
 			g.fresh()
 			g.listens()
 			g.run("updater", "install", "-hold", "-full", pushed)
