@@ -581,9 +581,10 @@ func (s *soak) rests() {
 	n.attempts = d.attempts[max(0, len(d.attempts)-16):] // the first program keeps as few
 	for version := range s.w.by {
 		held := slices.ContainsFunc([]bootctl.Slot{bootctl.A, bootctl.B}, func(slot bootctl.Slot) bool { return d.holds(slot) == version })
-		if n := s.w.by[version].m.Sequence; !held && n > bases && n+9 < s.number {
-			delete(s.w.names, s.w.by[version].digest)
+		if old := s.w.by[version]; !held && old.m.Sequence > bases && old.m.Sequence+9 < s.number {
+			delete(s.w.names, old.digest)
 			delete(s.w.by, version)
+			s.w.verified.Delete(string(old.envelope))
 		}
 	}
 	s.f.device = n
