@@ -148,6 +148,15 @@ func TestFloorRisesAtCommit(t *testing.T) {
 		require.ErrorIs(t, d.install(u, "2.6.0-again", Options{Force: true}), ErrEpoch)
 		require.ErrorIs(t, u.Rollback(ctx, true), ErrNoFallback)
 
+		// A release of the same epoch retires nobody, not even a slot that cannot say what
+		// it holds: it may be the last that boots.
+		d = newDevice(t, "1.0.0", "")
+		require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+		u = d.powerOn()
+		d.clear(rootA, d.root(bootctl.A).Size()-partition.RecordSize, d.root(bootctl.A).Size())
+		require.NoError(t, u.Resume(ctx))
+		require.Equal(t, bootctl.OK, d.record().Mark(bootctl.A))
+
 		// A trial does not raise it.
 		d = newDevice(t, "1.0.0", "")
 		d.sick["2.5.0-epoch"] = "works"
