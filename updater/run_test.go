@@ -594,6 +594,64 @@ func TestOnlookers(t *testing.T) {
 	})
 }
 
+// What a person sees of a long download adds up: bytes, rate and what is left, in each
+// phase up to the whole. It is about this release and none before it, and goes on where it
+// was interrupted. A message a second is enough.
+func TestProgressAddsUp(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const pause = 700 * time.Millisecond
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		get := func(version string, reads int) error {
+			d.progress = nil
+			src := d.w.source(version)
+			src.onRead = func(manifest.Digest, int64, []byte) error {
+				time.Sleep(pause)
+				if reads--; reads < 0 {
+					return syscall.ECONNRESET
+				}
+				return nil
+			}
+			return u.Install(ctx, src, Options{Full: transport.FullGo})
+		}
+		require.ErrorIs(t, get("3.0.0", 5), syscall.ECONNRESET)
+		require.ErrorIs(t, get("4.0.0-full", 6), syscall.ECONNRESET)
+		from := u.journal().Update.Written["root.img"]
+		require.Positive(t, from)
+		begin := time.Now().Add(pause) // for the list of leaves
+		require.NoError(t, get("4.0.0-full", 100))
+
+		last := map[string]seen{}
+		for _, p := range d.progress {
+			require.Equal(t, string(d.w.by["4.0.0-full"].digest), p.Target)
+			before, later := last[p.Phase]
+			require.Greater(t, p.Done, before.Done)
+			if later && p.Done < p.Total {
+				require.GreaterOrEqual(t, p.when.Sub(before.when), time.Second)
+			}
+			if p.Phase == "writing root.img" {
+				require.Equal(t, p.Done-from, p.Written+p.Skipped)
+				require.Equal(t, int64(float64(p.Done-from)/p.when.Sub(begin).Seconds()), p.Rate)
+				require.Equal(t, (p.Total-p.Done)/p.Rate, p.Left)
+			}
+			last[p.Phase] = p
+		}
+		require.Equal(t, u.Cost().Downloaded, last["writing root.img"].Downloaded)
+		for _, phase := range []string{"writing root.img", "reading back boot.img", "reading back root.img"} {
+			require.Positive(t, last[phase].Total, phase)
+			require.Equal(t, last[phase].Total, last[phase].Done, phase)
+		}
+
+		d.progress = nil
+		d.settled(d.start(), "4.0.0-full")
+		window := int64(d.w.by["4.0.0-full"].m.Trial.WindowSeconds)
+		for i, p := range d.progress {
+			require.Equal(t, transport.Progress{Phase: "trial", Done: 2 * int64(i), Total: window, Left: window - 2*int64(i)}, p.Progress)
+		}
+		require.Len(t, d.progress, 2)
+	})
+}
+
 // crowded is a boot record that notices when two are at it.
 type crowded struct {
 	bootctl.Store
