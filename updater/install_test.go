@@ -125,6 +125,25 @@ func (d *device) cancelled(u *Updater, version string) {
 	require.ErrorIs(d.t, u.Install(ctx, src, Options{Force: true}), ErrCancelled)
 }
 
+// An installation that goes on is for whoever asked last, and as they asked: the verdict
+// has their number.
+func TestResumedForAnother(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		for _, asked := range []Options{{Counter: 2}, {Counter: 1, Force: true}, {Counter: 2, Force: true}} {
+			d := newDevice(t, "1.0.0", "")
+			u := d.start()
+			src := d.w.source("4.0.0-full")
+			src.onRead = func(manifest.Digest, int64, []byte) error { return syscall.ECONNRESET }
+			require.ErrorIs(t, u.Install(ctx, src, Options{Counter: 1}), syscall.ECONNRESET)
+			require.NoError(t, d.install(u, "4.0.0-full", asked))
+			require.Equal(t, asked.Force, u.journal().Update.Force)
+			d.settled(d.start(), "4.0.0-full")
+			require.Equal(t, asked.Counter, d.verdict().Counter)
+			require.Len(t, d.boil(), 1)
+		}
+	})
+}
+
 // The floor rises at commit and not before; the slot that is below it is retired
 // before it rises, so that nothing bootable is ever below.
 func TestFloorRisesAtCommit(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/partition"
+	"github.com/tandem-ota/tandem/partition/disktest"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
@@ -547,6 +548,16 @@ func TestVerifySlot(t *testing.T) {
 		}
 		d = newDevice(t, "1.0.0", "")
 		require.ErrorIs(t, d.powerOn().VerifySlot(ctx, bootctl.B), partition.ErrNoRecord)
+
+		// What was written over the rot is in the cache, and never came to the medium.
+		d = newDevice(t, "1.0.0", "0.9.0")
+		whole := d.disks[rootB].Bytes()[:leaf]
+		d.clear(rootB, 0, leaf)
+		d.disks[rootB].Inject(disktest.Fault{Op: disktest.Sync, At: 1, Err: syscall.EIO})
+		_, err := d.disks[rootB].WriteAt(whole, 0)
+		require.NoError(t, err)
+		require.ErrorIs(t, d.disks[rootB].Sync(), syscall.EIO)
+		require.ErrorIs(t, d.powerOnUnchecked().VerifySlot(ctx, bootctl.B), ErrMismatch)
 	})
 }
 
