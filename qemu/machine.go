@@ -29,14 +29,12 @@ func (d *Device) args() []string {
 		"-chardev", "socket,id=console,fd=3", "-serial", "chardev:console",
 		"-chardev", "socket,id=port,fd=4", "-serial", "chardev:port",
 		"-chardev", "socket,id=monitor,fd=5", "-mon", "chardev=monitor,mode=control",
-		// writeback: the guest sees a disk with a volatile cache and has to
-		// flush; the other modes hide a missing flush from it.
-		"-drive", "if=none,id=disk,format=raw,discard=unmap,cache=writeback,file=" + escape(d.Disk()),
 		"-device", "virtio-blk-pci,drive=disk,bootindex=1,serial=tandem",
 		"-netdev", d.netdev(), "-device", "virtio-net-pci,id=net0,netdev=net,romfile=",
 		"-device", "virtio-rng-pci",
 		"-device", "qemu-xhci,id=usb",
 	}
+	a = append(a, d.drive()...)
 	for i := range rootPorts {
 		a = append(a, "-device", fmt.Sprintf("pcie-root-port,id=rp%d,chassis=%d,slot=%d", i, i+1, i+1))
 	}
@@ -54,6 +52,35 @@ func (d *Device) args() []string {
 		a = append(a, "-chardev", "socket,id=tpm,fd=6", "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0")
 	}
 	return a
+}
+
+// drive is the disk. Its cache is writeback: the guest sees a disk with a volatile
+// cache and has to flush; the other modes hide a missing flush from it.
+func (d *Device) drive() []string {
+	if !d.cfg.LogWrites {
+		return []string{"-drive", "if=none,id=disk,format=raw,discard=unmap,cache=writeback,file=" + escape(d.Disk())}
+	}
+	return []string{
+		"-blockdev", "driver=file,node-name=disk-file,discard=unmap,filename=" + escape(d.Disk()),
+		"-blockdev", "driver=file,node-name=disk-log,filename=" + escape(d.Writes()),
+		// Without the interval the log says how long it is only if QEMU ends in peace.
+		"-blockdev", "driver=blklogwrites,node-name=disk,file=disk-file,log=disk-log,log-sector-size=512,log-super-update-interval=1,discard=unmap",
+	}
+}
+
+// logRoom is what may be written from one power-on to the next, with the log's own
+// entries. The file is sparse, and QEMU does not make it longer.
+const logRoom = 2 << 30
+
+func (d *Device) emptyLog() error {
+	if !d.cfg.LogWrites {
+		return nil
+	}
+	log, err := os.Create(d.Writes())
+	if err != nil {
+		return err
+	}
+	return errors.Join(log.Truncate(logRoom), log.Close())
 }
 
 func (d *Device) netdev() string {

@@ -37,6 +37,9 @@ func (d *Device) start(ctx context.Context) (err error) {
 	if err := d.writeBlank(); err != nil {
 		return err
 	}
+	if err := d.emptyLog(); err != nil {
+		return err
+	}
 	var w wires
 	defer func() {
 		// Whatever was handed to a child is closed here: its copy is what

@@ -13,6 +13,7 @@
 //	console.log   serial port 0, each line with the seconds since power-on
 //	events.log    QEMU's events (WATCHDOG, RESET, SHUTDOWN, …), one JSON object a line
 //	qemu.log      the command line and what QEMU and swtpm had to say
+//	writes.log    writes and flushes that reached the disk (Config.LogWrites)
 //	ctl.sock      control socket, only while a keeper runs (see Serve)
 //
 // Cut kills QEMU with SIGKILL. The guest loses its memory, and every disk
@@ -74,6 +75,10 @@ type Config struct {
 	// BIOS starts the legacy firmware instead of OVMF: no EFI variables, a
 	// second instead of five to the first instruction of the disk.
 	BIOS bool
+
+	// LogWrites has QEMU log each write and flush of the disk since power-on in
+	// Dir/writes.log, as Linux's dm-log-writes does (blklogwrites); 2 GiB at most.
+	LogWrites bool
 
 	TPM        bool      // a TPM 2.0 (swtpm), state in Dir/tpm
 	NoWatchdog bool      // leave out the i6300esb
@@ -178,6 +183,9 @@ func (d *Device) Dir() string { return d.cfg.Dir }
 // Disk is the path of the raw disk. It may be read at any time, and is at rest
 // only while the machine is off or frozen.
 func (d *Device) Disk() string { return filepath.Join(d.cfg.Dir, "disk.img") }
+
+// Writes is the path of the log of writes, of Config.LogWrites.
+func (d *Device) Writes() string { return filepath.Join(d.cfg.Dir, "writes.log") }
 
 // Name is what the lab calls this machine.
 func (d *Device) Name() string { return d.cfg.Name }

@@ -188,8 +188,8 @@ func TestLedgerCopyLost(t *testing.T) {
 	}
 }
 
-// One copy cannot be written: the install is entered all the same. None can:
-// nothing is extended.
+// One copy cannot be written: the install is entered all the same. None can, or none
+// can be made durable: nothing is extended.
 func TestLedgerLogFails(t *testing.T) {
 	digests, _ := installs(2)
 	c := &chip{}
@@ -200,6 +200,12 @@ func TestLedgerLogFails(t *testing.T) {
 	err := ledgerAdd(l, digests[1])
 	require.Error(t, err)
 	require.Len(t, c.past, 1, "nothing was extended")
+	log := blank(8)
+	log.Inject(disktest.Fault{Op: disktest.Sync, At: 1, Err: errBroken})
+	c = &chip{}
+	l = ledger(c, log)
+	require.ErrorIs(t, l.Add(digests[0], install(0)), errBroken)
+	require.Empty(t, c.past, "nothing was extended")
 	l = ledger(&chip{})
 	l.logs = []Log{broken{}}
 	require.ErrorIs(t, l.Add(digests[0], install(0)), ErrNoLog)

@@ -135,6 +135,12 @@ func TestGrubenvFormat(t *testing.T) {
 	require.True(t, fresh.Same(got))
 	require.Empty(t, got.Degraded)
 
+	for crash := range d.Bench().Crashes(disktest.Bounds{From: d.Bench().Ops()}) {
+		require.Equal(t, grubenv.Image(fresh), crash.Disks()[0].Bytes(), "%s: it was formatted", crash)
+	}
+	d.Inject(disktest.Fault{Op: disktest.Sync, At: 1, Err: syscall.EIO})
+	require.ErrorIs(t, grubenv.Format(d, fresh), syscall.EIO)
+
 	require.ErrorIs(t, grubenv.Format(d, bootctl.Record{}), bootctl.ErrInvalid)
 	require.Error(t, grubenv.Format(disktest.New(make([]byte, grubenv.Size/2)), fresh))
 }

@@ -3,10 +3,14 @@
 //
 //   - TestRecorder: QEMU's blklogwrites records an installation by the program, and
 //     partition/disktest records the same one by package updater; the logs are equal.
+//   - TestGuestRecorded: so does blklogwrites under a whole guest, whose kernel's page
+//     cache is between, as far as that may not change things.
 //   - TestReplay: disks as a power cut may have left them, made from QEMU's log, boot in
 //     the real GRUB; it chooses what the model says, and what it chooses is whole.
 //   - TestStrace: strace fails system calls, and kills the program at them.
 //   - TestBlkdebug: QEMU's blkdebug fails sectors under the program.
+//   - TestOtherProcesses, TestReleaseReplaced, TestTerminated, TestDescriptors: what people
+//     and other programs do to the program while it installs.
 //   - TestGRUBKilled: QEMU is killed at any moment while GRUB counts tries.
 //   - TestGuestKilled: QEMU is killed at any moment of an update of a whole system.
 //
@@ -28,7 +32,7 @@
 // (package disktest) that are a model, if a harsh one.
 //
 // The program finds regular files in the place of partitions. The kernel's block layer
-// and its page cache on block devices are passed only in the stories (package tests),
-// in a virtual machine. GRUB is Debian's 2.06 for BIOS; under UEFI it reads and writes
+// and its page cache on block devices are passed only in virtual machines: by the tests of
+// guests, and in the stories (package tests). GRUB is Debian's 2.06 for BIOS; under UEFI it reads and writes
 // through the firmware, which is tried in package boottest and in the stories.
 package crosscheck

@@ -31,6 +31,7 @@ func TestGRUBKilled(t *testing.T) {
 	kills := 15
 	if long {
 		kills = 1000
+		t.Parallel()
 	}
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -81,6 +82,9 @@ func TestGRUBKilled(t *testing.T) {
 			unsaved++
 		}
 		before = slices.Clone(after)
+		if n := saved + unsaved; n%100 == 0 && !booted {
+			t.Logf("%d of %d killed", n, kills)
+		}
 	}
 	t.Logf("%d killed before the save and %d after it; %d boots ended first; %d trials over; a boot takes %s", unsaved, saved, late, trials, whole)
 	if long {

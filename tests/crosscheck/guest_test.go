@@ -31,25 +31,12 @@ func TestGuestKilled(t *testing.T) {
 	if !long {
 		t.Skip("takes half an hour; set TANDEM_LONG")
 	}
-	if err := qemu.Check(qemu.Config{}); err != nil {
-		if os.Getenv("TANDEM_CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	root, err := filepath.Abs(filepath.Join("..", ".."))
-	require.NoError(t, err)
-	f, err := factory.Open(t.Context(), root, os.Stderr)
-	require.NoError(t, err)
+	t.Parallel()
+	f := theFactory(t)
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
-	dir, err := os.MkdirTemp("", "guest") // a socket's path must be short
-	require.NoError(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	tar := filepath.Join(dir, "two.tar")
-	require.NoError(t, mkrelease.Pack(t.Context(), f.Release("two"), tar, nil))
-	g := &guest{t: t, dir: dir, image: f.Disk("one"), release: tar}
-	t.Cleanup(func() { _ = g.d.Cut() })
+	g := newGuest(t, f.Release("two"))
+	g.image = f.Disk("one")
 
 	h := g.fresh()
 	for kills := range 20 {
@@ -67,6 +54,7 @@ func TestGuestKilled(t *testing.T) {
 				if kills%4 == 2 {
 					wait(nil, r, g.boot) // in the boot of the trial
 				} else {
+					var err error
 					h, err = g.d.WaitBoot(t.Context(), 5*time.Minute)
 					require.NoError(t, err, what)
 					require.Equal(t, "2.0.0", h.Version, what)
@@ -93,6 +81,7 @@ func TestGuestKilled(t *testing.T) {
 	d := g.d
 	if h.Version == "1.0.0" {
 		<-g.install()
+		var err error
 		h, err = d.WaitBoot(t.Context(), 10*time.Minute)
 		require.NoError(t, err)
 	}
@@ -108,14 +97,50 @@ func TestGuestKilled(t *testing.T) {
 	require.Equal(t, bootctl.B, g.record().Good)
 }
 
-// guest is the machine that is killed.
+// theFactory has made what a whole guest runs on.
+func theFactory(t *testing.T) *factory.Factory {
+	t.Helper()
+	if err := qemu.Check(qemu.Config{}); err != nil {
+		if os.Getenv("TANDEM_CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	root, err := filepath.Abs(filepath.Join("..", ".."))
+	require.NoError(t, err)
+	f, err := factory.Open(t.Context(), root, os.Stderr)
+	require.NoError(t, err)
+	return f
+}
+
+// guest is a whole machine, and a release that is to be installed on it.
 type guest struct {
 	t              *testing.T
-	d              *qemu.Device
+	d              *qemu.Device // nil until it is fresh
 	dir            string
-	image, release string
+	image, release string        // files
+	logged         bool          // what is written
 	boot           time.Duration // how long one takes
 }
+
+// newGuest is a machine that has no disk yet, and the release in a folder.
+func newGuest(t *testing.T, release string) *guest {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "guest") // a socket's path must be short
+	require.NoError(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	g := &guest{t: t, dir: dir, release: filepath.Join(dir, "release.tar")}
+	require.NoError(t, mkrelease.Pack(t.Context(), release, g.release, nil))
+	t.Cleanup(func() {
+		if g.d != nil {
+			_ = g.d.Cut()
+		}
+	})
+	return g
+}
+
+// pushed is the release, as the guest sees it.
+const pushed = "/data/release.tar"
 
 // fresh is a device that comes from the factory, with the release at hand.
 func (g *guest) fresh() qemu.Hello {
@@ -125,12 +150,14 @@ func (g *guest) fresh() qemu.Hello {
 		require.NoError(g.t, g.d.Remove())
 	}
 	var err error
-	// Without its watchdog, which would reset a guest that a busy host makes slow.
-	g.d, err = qemu.New(g.t.Context(), qemu.Config{Dir: filepath.Join(g.dir, "device"), Name: "guest-killed", Image: g.image, NoWatchdog: true})
+	g.d, err = qemu.New(g.t.Context(), qemu.Config{
+		Dir: filepath.Join(g.dir, "device"), Name: "crosscheck", Image: g.image, LogWrites: g.logged,
+		NoWatchdog: true, // it would reset a guest that a busy host makes slow
+	})
 	require.NoError(g.t, err)
 	h := g.boots()
 	require.Equal(g.t, "1.0.0", h.Version)
-	require.NoError(g.t, g.d.Push(g.t.Context(), g.release, "/data/two.tar"))
+	require.NoError(g.t, g.d.Push(g.t.Context(), g.release, pushed))
 	g.run("sync")
 	return h
 }
@@ -154,15 +181,21 @@ func (g *guest) run(argv ...string) {
 	require.Zero(g.t, res.Code, "%s%s", res.Stdout, res.Stderr)
 }
 
+// listens waits for the agent.
+func (g *guest) listens() {
+	g.t.Helper()
+	g.run("sh", "-c", "until [ -S /run/tandem/updater.sock ]; do sleep 0.2; done")
+}
+
 // install begins the installation, also of a release whose trial was killed before; what
 // it returns is closed when the machine restarts or is killed.
 func (g *guest) install() <-chan struct{} {
 	g.t.Helper()
-	g.run("sh", "-c", "until [ -S /run/tandem/updater.sock ]; do sleep 0.2; done")
+	g.listens()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		res, err := g.d.Run(g.t.Context(), qemu.Command{Argv: []string{"updater", "install", "-force", "/data/two.tar"}, Timeout: 10 * time.Minute})
+		res, err := g.d.Run(g.t.Context(), qemu.Command{Argv: []string{"updater", "install", "-force", pushed}, Timeout: 10 * time.Minute})
 		if err == nil && res.Code != 0 {
 			g.t.Errorf("installation: exit code %d\n%s%s", res.Code, res.Stdout, res.Stderr)
 		}

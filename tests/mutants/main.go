@@ -2,7 +2,8 @@
 // bug into the product that a peer had or that we were afraid of; the tests that its header
 // names have to notice.
 //
-//	make mutants              every bug: which class of test kills it, and how fast
+//	make mutants              every bug: which class of test kills it, and how fast; and
+//	                          every sync of the device programs, left out and ignored
 //	make mutants RUN=floor    those whose name matches the regular expression
 //	make mutants SCORE=60     instead: at most 60 small random bugs per package, and a score
 //
@@ -72,6 +73,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	mutants, err := read(*folder, *only)
 	if err != nil {
 		return err
+	}
+	durable, err := syncs(".", *only)
+	if err != nil {
+		return err
+	}
+	if mutants = append(mutants, durable...); len(mutants) == 0 {
+		return fmt.Errorf("%w: none has a name that matches %q", errPatch, *only)
 	}
 	var results []result
 	for _, m := range mutants {

@@ -1,7 +1,13 @@
 package main
 
 import (
+	"go/parser"
+	"go/token"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -19,6 +25,38 @@ func TestPatchesFit(t *testing.T) {
 		})
 	}
 	t.Attr("mutants-seeded", strconv.Itoa(len(mutants)))
+}
+
+// Every sync in the device programs has two mutants, and tests that are to notice them: no
+// package of theirs has one that is not on the list.
+func TestSyncs(t *testing.T) {
+	all, err := syncs("../..", "")
+	require.NoError(t, err)
+	have := map[string]bool{}
+	for _, m := range all {
+		have[filepath.Dir(m.Files[0])] = true
+		_, err := parser.ParseFile(token.NewFileSet(), m.Files[0], m.text, 0)
+		require.NoError(t, err, m.Name)
+	}
+	require.GreaterOrEqual(t, len(all), 2*10)
+	const module = "github.com/tandem-ota/tandem/"
+	list := exec.Command("go", "list", "-deps", module+"updater/cmd/updater", module+"bootctl/cmd/init")
+	list.Env = append(os.Environ(), "GOOS=linux")
+	out, err := list.Output()
+	require.NoError(t, err)
+	looked := 0
+	for pkg := range strings.FieldsSeq(string(out)) {
+		folder, ours := strings.CutPrefix(pkg, module)
+		if !ours {
+			continue
+		}
+		looked++
+		found, err := syncsOf("../..", folder)
+		require.NoError(t, err)
+		require.Equal(t, have[folder], len(found) > 0, "%s: %v", folder, found)
+	}
+	require.Greater(t, looked, 20)
+	t.Attr("mutants-syncs", strconv.Itoa(len(all)))
 }
 
 // A header that is wrong is said before anything is run.

@@ -23,7 +23,10 @@ func (m mutant) overlay(ctx context.Context, root, folder string) (string, error
 	for _, name := range m.Files {
 		from, to := filepath.Join(root, name), filepath.Join(folder, name)
 		replace[from] = to
-		data, err := os.ReadFile(from)
+		data, err := []byte(m.text), error(nil)
+		if m.patch != "" {
+			data, err = os.ReadFile(from)
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return "", fmt.Errorf("%w: %s is gone", errPatch, name)
 		}
@@ -36,6 +39,9 @@ func (m mutant) overlay(ctx context.Context, root, folder string) (string, error
 		if err != nil {
 			return "", err
 		}
+	}
+	if m.patch == "" {
+		return writeOverlay(folder, replace)
 	}
 	// Two lines of context have to be as they were: code beside the bug may change.
 	apply := exec.CommandContext(ctx, "git", "apply", "-C2", "-")

@@ -30,7 +30,7 @@ func (r result) line() string {
 	case by == "":
 		by = "SURVIVED " + strings.Join(r.Tests, ", ")
 	}
-	return fmt.Sprintf("%-34s %-14s %6.1f s  %s", r.Name, r.Class, r.Seconds, by)
+	return fmt.Sprintf("%-46s %-14s %6.1f s  %s", r.Name, r.Class, r.Seconds, by)
 }
 
 // save writes the results for make proof.

@@ -233,6 +233,21 @@ func TestThreatBars(t *testing.T) {
 	}
 }
 
+// A page of a sample says that it is one, and has no bars for what only a whole run reaches.
+func TestSample(t *testing.T) {
+	const long = "machines killed in an update"
+	for _, sample := range []bool{true, false} {
+		p := Make(Facts{Sample: sample}, NewBook(), Tree{}, Bugs{})
+		has := slices.ContainsFunc(p.Bars, func(b Bar) bool { return b.What == long })
+		require.Equal(t, !sample, has)
+		var text, html strings.Builder
+		require.NoError(t, p.Text(&text))
+		require.NoError(t, p.HTML(&html))
+		require.Equal(t, sample, strings.Contains(text.String(), "run     a sample"))
+		require.Equal(t, sample, strings.Contains(html.String(), "<td>a sample"))
+	}
+}
+
 // A group of subtests did as well as the worst of them.
 func TestOutcomeOfGroup(t *testing.T) {
 	b := NewBook()

@@ -56,6 +56,7 @@ func Prove(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	facts.Sample = o.Quick
 	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ func (p Page) Text(w io.Writer) error {
 	for _, l := range p.Facts.Lines {
 		fmt.Fprintf(&b, "%-7s %s\n", l[0], l[1])
 	}
+	fmt.Fprintf(&b, "%-7s %s\n", "run", p.Facts.extent())
 	b.WriteString("\n")
 	table(&b, []string{"bar", "want", "got", ""}, bars(p.Bars))
 	for _, s := range p.Sections {
@@ -32,6 +33,14 @@ func (p Page) Text(w io.Writer) error {
 	fmt.Fprintf(&b, "\n%s\n", p.Verdict())
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// extent says how much was run.
+func (f Facts) extent() string {
+	if f.Sample {
+		return "a sample of what takes long, as on every change"
+	}
+	return "all"
 }
 
 func bars(list []Bar) []Row {
@@ -102,7 +111,7 @@ func wrap(text, indent string) string {
 
 // page is self-contained: no script, no font, no picture from elsewhere. Tables become
 // blocks on a narrow screen, and print in black.
-var page = template.Must(template.New("page").Funcs(template.FuncMap{"title": func() string { return title }}).Parse(`<!DOCTYPE html>
+var page = template.Must(template.New("page").Funcs(template.FuncMap{"title": func() string { return title }, "extent": Facts.extent}).Parse(`<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -127,7 +136,8 @@ tr.none { color: #666 }
 <tr><td>commit</td><td>{{.Facts.Commit}}</td></tr>
 <tr><td>date</td><td>{{.Facts.Date.UTC.Format "2006-01-02 15:04 UTC"}}</td></tr>
 {{range .Facts.Lines}}<tr><td>{{index . 0}}</td><td>{{index . 1}}</td></tr>
-{{end}}</table>
+{{end}}<tr><td>run</td><td>{{extent .Facts}}</td></tr>
+</table>
 <h2>Bars</h2>
 <table>
 <thead><tr><th>bar</th><th>want</th><th>got</th></tr></thead>

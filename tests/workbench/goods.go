@@ -37,6 +37,8 @@ const (
 
 	// Tries of every release.
 	Tries = 3
+
+	checkpoint = 1 << 20 // bytes between two
 )
 
 // Goods are what a vendor has made: the program, keys, and releases.

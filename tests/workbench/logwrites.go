@@ -44,31 +44,39 @@ const (
 	logDiscard, logMarker = 4, 8
 )
 
-func readLog(t *testing.T, file string) []Entry {
+// ReadLog reads what QEMU's blklogwrites has logged.
+func ReadLog(t *testing.T, file string) []Entry {
 	t.Helper()
-	log, err := os.ReadFile(file)
+	log, err := os.Open(file)
 	require.NoError(t, err)
-	le := binary.LittleEndian
-	if le.Uint64(log) == 0 {
-		return nil // the super block comes with the first entry
+	defer log.Close()
+	at := int64(0)
+	next := func(n uint64) []byte {
+		b := make([]byte, n*disktest.Sector)
+		_, err := log.ReadAt(b, at)
+		require.NoError(t, err, "%s at %d", file, at)
+		at += int64(len(b))
+		return b
 	}
-	require.EqualValues(t, logMagic, le.Uint64(log))
-	require.EqualValues(t, 1, le.Uint64(log[8:]))
-	require.EqualValues(t, disktest.Sector, le.Uint32(log[24:]))
+	le := binary.LittleEndian
+	super := next(1)
+	if le.Uint64(super) == 0 {
+		return nil // it comes with the first entry
+	}
+	require.EqualValues(t, logMagic, le.Uint64(super))
+	require.EqualValues(t, 1, le.Uint64(super[8:]))
+	require.EqualValues(t, disktest.Sector, le.Uint32(super[24:]))
 	var entries []Entry
-	at := disktest.Sector
-	for range le.Uint64(log[16:]) {
-		head := log[at : at+disktest.Sector]
-		first, n, flags := int64(le.Uint64(head)), int(le.Uint64(head[8:])), le.Uint64(head[16:])
-		at += disktest.Sector
+	for range le.Uint64(super[16:]) {
+		head := next(1)
+		first, n, flags := int64(le.Uint64(head)), le.Uint64(head[8:]), le.Uint64(head[16:])
 		require.Zero(t, flags&(logDiscard|logMarker), "%s: an entry that nobody asked for", file)
 		// A flush comes before the data of the same entry, FUA after it.
 		if flags&logFlush != 0 {
 			entries = append(entries, Entry{Sync: true})
 		}
 		if n > 0 {
-			entries = append(entries, Entry{Off: first * disktest.Sector, Data: log[at : at+n*disktest.Sector]})
-			at += n * disktest.Sector
+			entries = append(entries, Entry{Off: first * disktest.Sector, Data: next(n)})
 		}
 		if flags&logFUA != 0 {
 			entries = append(entries, Entry{Sync: true})

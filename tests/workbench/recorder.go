@@ -22,24 +22,47 @@ import (
 	"github.com/tandem-ota/tandem/updater/trust"
 )
 
+// Installation is what `updater install -hold -full` does on a device whose slot a runs.
+type Installation struct {
+	Board      string
+	Parts      []Part // where what Disk holds is
+	Disk       Disk
+	Keys       trust.KeySet
+	Anchor     []byte          // the first root of trust
+	Version    string          // that runs
+	Manifest   manifest.Digest // of what runs
+	Release    string          // the folder of what is installed
+	Checkpoint int64           // bytes between two checkpoints
+}
+
 // Record makes the installation in this process that `updater install -hold -full`
 // makes on a bench with the same disk, and returns what partition/disktest recorded of
 // it: all disks together, and each one, as [Bench.Watched] does. A sync has the offset
 // of its partition.
 func (g *Goods) Record(t *testing.T, disk Disk, running, version string) (whole []Entry, parts map[string][]Entry) {
 	t.Helper()
+	return Installation{
+		Board: board, Parts: Parts, Disk: disk, Keys: g.keys, Anchor: g.anchor, Version: running,
+		Manifest: g.Release(running).Digest, Release: g.Release(version).Dir, Checkpoint: checkpoint,
+	}.Record(t)
+}
+
+// Record makes the installation in this process, and returns what partition/disktest
+// recorded of it, as [Goods.Record] does.
+func (i Installation) Record(t *testing.T) (whole []Entry, parts map[string][]Entry) {
+	t.Helper()
 	bench := disktest.NewBench()
 	disks := map[string]*disktest.Disk{}
-	for _, p := range Parts {
-		disks[p.Label] = bench.Disk(disk[p.Label])
+	for _, p := range i.Parts {
+		disks[p.Label] = bench.Disk(i.Disk[p.Label])
 	}
-	client, err := trust.Open(trust.Dir(t.TempDir()), g.anchor)
+	client, err := trust.Open(trust.Dir(t.TempDir()), i.Anchor)
 	require.NoError(t, err)
 	id := 0
 	u, err := updater.New(updater.Parts{
-		Device: "bench", Board: board, Agent: "test",
-		Boot:   bootreport.Boot{Slot: "a", Manifest: string(g.Release(running).Digest), Version: running, Data: bootreport.DataMounted, BootID: "bench-1"},
-		Record: grubenv.Open(disks["env"]), Slots: slotsOf(disks), Store: trust.Dir(t.TempDir()), Keys: g.keys, TUF: client,
+		Device: "bench", Board: i.Board, Agent: "test",
+		Boot:   bootreport.Boot{Slot: "a", Manifest: string(i.Manifest), Version: i.Version, Data: bootreport.DataMounted, BootID: "bench-1"},
+		Record: grubenv.Open(disks["env"]), Slots: slotsOf(disks), Store: trust.Dir(t.TempDir()), Keys: i.Keys, TUF: client,
 		Link: silent{}, Handlers: external.Handlers{},
 		Check:    func(context.Context, manifest.Check) health.Result { return health.Result{OK: true} },
 		Migrate:  func(context.Context, string, string, int, int) error { return nil },
@@ -49,18 +72,18 @@ func (g *Goods) Record(t *testing.T, disk Disk, running, version string) (whole 
 		Reboot:   func(string) error { return nil },
 		Now:      time.Now,
 		NewID:    func() string { id++; return fmt.Sprint(id) },
-		Memory:   24 << 20, Checkpoint: 1 << 20, MaxBegun: 5,
+		Memory:   24 << 20, Checkpoint: i.Checkpoint, MaxBegun: 5,
 		Log: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
-	source, err := release.Open(g.Release(version).Dir)
+	source, err := release.Open(i.Release)
 	require.NoError(t, err)
 	defer source.Close()
 	require.NoError(t, u.Install(t.Context(), source, updater.Options{Full: transport.FullGo, Hold: true}))
 
 	parts = map[string][]Entry{}
 	for _, op := range bench.Log() {
-		p := Parts[op.Disk]
+		p := i.Parts[op.Disk]
 		e := Entry{Sync: op.Kind == disktest.Sync, Off: op.Off, Data: op.Data}
 		parts[p.Label] = append(parts[p.Label], e)
 		e.Off += p.Start

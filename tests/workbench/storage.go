@@ -122,9 +122,9 @@ func (b *Bench) Watched(do func()) (whole []Entry, parts map[string][]Entry) {
 	b.Put(From(left))
 	parts = map[string][]Entry{}
 	for _, p := range Parts {
-		parts[p.Label] = readLog(b.t, filepath.Join(dir, p.Label+".log"))
+		parts[p.Label] = ReadLog(b.t, filepath.Join(dir, p.Label+".log"))
 	}
-	return readLog(b.t, filepath.Join(dir, "disk.log")), parts
+	return ReadLog(b.t, filepath.Join(dir, "disk.log")), parts
 }
 
 // Failing runs do while blkdebug fails what rules say of one partition (QEMU's

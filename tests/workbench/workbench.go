@@ -118,7 +118,7 @@ func (g *Goods) New(t *testing.T, disk Disk, running string) *Bench {
 	}
 	b := &Bench{Dir: folder(t), goods: g, t: t}
 	r := g.Release(running)
-	config, err := json.Marshal(map[string]any{"board": board, "product": product, "checkpoint_mib": 1})
+	config, err := json.Marshal(map[string]any{"board": board, "product": product, "checkpoint_mib": checkpoint >> 20})
 	require.NoError(t, err)
 	b.file(image.DevicePath, config)
 	b.file(image.KeysPath, g.keyFile)

@@ -297,6 +297,7 @@ func hintFor(err error) string {
 		{partition.ErrMounted, "is this board's fstab old? the spare slot must not be mounted"},
 		{errNoDevice, "is this a system that Tandem started? /run/tandem/boot.json is written by its first program"},
 		{fs.ErrPermission, "run it as root"},
+		{context.Canceled, "it was told to stop before it was done; the same command goes on from there"},
 	} {
 		// The agent's errors come as text.
 		if errors.Is(err, h.err) || strings.Contains(text, h.err.Error()) {
