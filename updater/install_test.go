@@ -164,6 +164,7 @@ func TestFloorRisesAtCommit(t *testing.T) {
 		d.settled(u, "2.5.0-epoch")
 		require.EqualValues(t, 2, u.floor())
 		require.Equal(t, bootctl.Bad, d.record().Mark(bootctl.A))
+		require.Contains(t, d.phases(), "retired", "whoever wonders where the fallback is, finds it among the events")
 		require.ErrorIs(t, d.install(u, "2.6.0-again", Options{Force: true}), ErrEpoch)
 		require.ErrorIs(t, u.Rollback(ctx, true), ErrNoFallback)
 
@@ -175,6 +176,7 @@ func TestFloorRisesAtCommit(t *testing.T) {
 		d.clear(rootA, d.root(bootctl.A).Size()-partition.RecordSize, d.root(bootctl.A).Size())
 		require.NoError(t, u.Resume(ctx))
 		require.Equal(t, bootctl.OK, d.record().Mark(bootctl.A))
+		require.NotContains(t, d.phases(), "retired")
 
 		// A trial does not raise it.
 		d = newDevice(t, "1.0.0", "")
