@@ -39,7 +39,7 @@ var scores = []scored{
 	{"bootctl/early", []string{"./bootctl/early -skip=^TestSlot$|^TestESBArmed$"}},
 	{"bootctl/grubenv", []string{"./bootctl/grubenv -skip=^TestParseTorn$", "./bootctl/boottest -run=^TestGrubenv|^TestEveryBit$"}},
 	{"bootctl/watchdog", []string{"./bootctl/watchdog"}},
-	{"partition", []string{"./partition"}},
+	{"partition", []string{"./partition -skip=^TestInstall(PowerCut|Killed)$", "./partition -run=^TestInstall(PowerCut|Killed)$"}},
 	{"partition/verity", []string{"./partition/verity"}},
 	{"updater", []string{
 		"./updater -skip=" + slowUpdates + "|^TestExplorer$|^TestTenYears$|^TestDiskFails$|^TestProgramKilled$",
