@@ -38,6 +38,11 @@ func TestUpdateCommits(t *testing.T) {
 		d.settled(u, "3.0.0")
 		require.Equal(t, bootctl.A, d.slot)
 		require.Len(t, d.boil(), 2)
+		last := map[string]uint64{}
+		for _, e := range d.events {
+			require.Greater(t, e.Sequence, last[e.Boot], "the fleet sees which it missed")
+			last[e.Boot] = e.Sequence
+		}
 	})
 }
 
