@@ -290,6 +290,23 @@ func TestReadTableOfLaterDays(t *testing.T) {
 	}
 }
 
+// A partition may be all that is usable, or one sector at either end of it.
+func TestReadTableToTheEdge(t *testing.T) {
+	for _, parts := range [][]entry{
+		{{"root_a", 1, 34, 222}},
+		{{"root_a", 1, 34, 34}, {"root_b", 2, 222, 222}, {"data", 3, 35, 221}},
+	} {
+		table := plainTable()
+		table.parts = parts
+		got, err := ReadTable(table.disk(), 512)
+		require.NoError(t, err)
+		for i, p := range parts {
+			require.EqualValues(t, p.first*512, got[i].Start)
+			require.EqualValues(t, (p.last-p.first+1)*512, got[i].Size)
+		}
+	}
+}
+
 // A label finds one partition or none; two are no answer.
 func TestFind(t *testing.T) {
 	table := plainTable()
