@@ -490,6 +490,24 @@ func TestShutDownInTrial(t *testing.T) {
 	})
 }
 
+// A system that dies in the middle of each of its tries cannot say why. The last lines of
+// its log are with the verdict of the one that survives it.
+func TestLogOfDeadTrial(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+		for range d.w.by["2.0.0"].m.Trial.Tries {
+			u := d.powerOn()
+			ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+			require.ErrorIs(t, u.Resume(ctx), context.DeadlineExceeded)
+			cancel()
+		}
+		d.settled(d.start(), "1.0.0")
+		require.Equal(t, transport.Reverted, d.verdict().Result)
+		require.Equal(t, []string{"line of 2.0.0"}, d.verdict().Log)
+	})
+}
+
 // Held back, the trial waits for the next reboot, whoever restarts the program.
 func TestHold(t *testing.T) {
 	bubble(t, func(t *testing.T) {
