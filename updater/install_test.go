@@ -254,6 +254,27 @@ func (h hangingManifest) Manifest(ctx context.Context) ([]byte, error) {
 	return nil, ctx.Err()
 }
 
+// What was written behind the last checkpoint is written again, and counts all the same: it
+// wore the medium out.
+func TestCostOfInterruption(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		u.p.Checkpoint = 100 * leaf
+		src := d.w.source("4.0.0-full")
+		src.onRead = func(manifest.Digest, int64, []byte) error {
+			if src.moved > bootSize+3*leaf {
+				return syscall.ECONNRESET
+			}
+			return nil
+		}
+		require.ErrorIs(t, u.Install(ctx, src, Options{}), syscall.ECONNRESET)
+		require.Zero(t, u.journal().Update.Written["root.img"])
+		require.GreaterOrEqual(t, u.Cost().Written, int64(bootSize+leaf))
+		require.Equal(t, u.Cost().Written, d.start().Cost().Written, "also after a restart")
+	})
+}
+
 // Whatever interrupts (the end of the program, the link), the place is kept: what is
 // durable is neither downloaded nor written again.
 func TestInterruptedKeepsPlace(t *testing.T) {

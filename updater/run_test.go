@@ -619,6 +619,9 @@ func TestOnlookers(t *testing.T) {
 		end()
 		require.NoError(t, err)
 		require.NotEmpty(t, progress)
+		for range progress { // up to the end of it
+		}
+		end() // twice is once
 		d.settled(d.start(), "2.0.0")
 	})
 }
