@@ -2,6 +2,9 @@ package partition
 
 import (
 	"bytes"
+	"context"
+	"crypto/sha256"
+	"io"
 	"syscall"
 	"testing"
 
@@ -25,4 +28,24 @@ func TestSectionSync(t *testing.T) {
 	}
 	d.Inject(disktest.Fault{Op: disktest.Sync, At: 1, Err: syscall.EIO})
 	require.ErrorIs(t, s.Sync(), syscall.EIO)
+}
+
+// short is a disk that gives less than it was asked for.
+type short struct {
+	memory
+	err error
+}
+
+func (s short) ReadAt(p []byte, off int64) (int, error) { return copy(p, s.memory[off:]) - 1, s.err }
+
+// Less than was asked for is no success, whatever the disk thinks of it.
+func TestShortRead(t *testing.T) {
+	for want, err := range map[error]error{io.ErrUnexpectedEOF: nil, syscall.EIO: syscall.EIO} {
+		d := short{make(memory, 2*RecordSize), err}
+		_, err := ReadRecord(d)
+		require.ErrorIs(t, err, want)
+		require.ErrorIs(t, ReadBack(context.Background(), d, 1, make([]byte, sha256.Size), nil), want)
+	}
+	_, err := ReadRecord(short{make(memory, 2*RecordSize), io.EOF})
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 }

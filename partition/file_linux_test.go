@@ -80,8 +80,10 @@ func TestFileReadsWhatItWrote(t *testing.T) {
 			_, err = read(got, size)
 			require.ErrorIs(t, err, io.EOF)
 		}
-		_, err = f.WriteAt([]byte{1}, size)
-		require.ErrorIs(t, err, ErrOutside)
+		for _, off := range []int64{-1, size - 1, size, size + 1, 1 << 62} {
+			_, err = f.WriteAt([]byte{1, 2}, off)
+			require.ErrorIs(t, err, ErrOutside, "%d", off)
+		}
 
 		_, err = OpenFile(path)
 		require.ErrorIs(t, err, ErrBusy)

@@ -149,6 +149,7 @@ type table struct {
 	first    uint64
 	last     uint64
 	revision uint32
+	header   uint32 // bytes of it
 	entries  uint64 // of the primary
 	parts    []entry
 }
@@ -160,7 +161,7 @@ type entry struct {
 }
 
 func plainTable() table {
-	return table{sector: 512, count: 128, size: 128, first: 34, last: 222, revision: 0x10000, entries: 2,
+	return table{sector: 512, count: 128, size: 128, first: 34, last: 222, revision: 0x10000, header: 92, entries: 2,
 		parts: []entry{{"root_a", 1, 40, 99}, {"root_b", 2, 100, 159}}}
 }
 
@@ -181,7 +182,7 @@ func (t table) disk() memory {
 		h := d[int(at)*t.sector:][:t.sector]
 		copy(h, "EFI PART")
 		binary.LittleEndian.PutUint32(h[8:], t.revision)
-		binary.LittleEndian.PutUint32(h[12:], 92)
+		binary.LittleEndian.PutUint32(h[12:], t.header)
 		binary.LittleEndian.PutUint64(h[24:], at)
 		binary.LittleEndian.PutUint64(h[40:], t.first)
 		binary.LittleEndian.PutUint64(h[48:], t.last)
@@ -189,7 +190,7 @@ func (t table) disk() memory {
 		binary.LittleEndian.PutUint32(h[80:], t.count)
 		binary.LittleEndian.PutUint32(h[84:], t.size)
 		binary.LittleEndian.PutUint32(h[88:], crc32.ChecksumIEEE(array))
-		binary.LittleEndian.PutUint32(h[16:], crc32.ChecksumIEEE(h[:92]))
+		binary.LittleEndian.PutUint32(h[16:], crc32.ChecksumIEEE(h[:min(int(t.header), t.sector)]))
 		if at := entries * uint64(t.sector); at < uint64(len(d)) {
 			copy(d[at:], array)
 		}
@@ -211,6 +212,8 @@ func TestReadTableRefuses(t *testing.T) {
 		"four billion entries":             func(t *table) { t.count = 1<<32 - 1 },
 		"too many large entries":           func(t *table) { t.count, t.size = 1024, 4096 },
 		"revision 2":                       func(t *table) { t.revision = 0x20000 },
+		"header of 91 bytes":               func(t *table) { t.header = 91 },
+		"header past its sector":           func(t *table) { t.header = 513 },
 		"usable area begins on the table":  func(t *table) { t.first = 20 },
 		"usable area begins at 0":          func(t *table) { t.first = 0 },
 		"usable area ends before it began": func(t *table) { t.last = 33 },
@@ -266,9 +269,14 @@ func TestReadTable4096(t *testing.T) {
 	require.ErrorIs(t, err, ErrTable)
 }
 
-// Entries may be longer than what we know of them (128 × 2^n bytes), up to a sector of
-// the largest kind.
-func TestReadTableLongEntries(t *testing.T) {
+// A header may be longer than what we know of it, up to its sector; and entries (128 × 2^n
+// bytes) up to a sector of the largest kind.
+func TestReadTableOfLaterDays(t *testing.T) {
+	for _, size := range []uint32{92, 96, 512} {
+		table := plainTable()
+		table.header = size
+		require.NoError(t, CheckTable(table.disk(), 512), "%d", size)
+	}
 	for size := uint32(128); size <= 4096; size *= 2 {
 		table := plainTable()
 		table.sector, table.size, table.count = 4096, size, 32
@@ -279,6 +287,23 @@ func TestReadTableLongEntries(t *testing.T) {
 		found, err := Find(parts, "root_b")
 		require.NoError(t, err, "%d", size)
 		require.EqualValues(t, 100*4096, found.Start, "%d", size)
+	}
+}
+
+// A partition may be all that is usable, or one sector at either end of it.
+func TestReadTableToTheEdge(t *testing.T) {
+	for _, parts := range [][]entry{
+		{{"root_a", 1, 34, 222}},
+		{{"root_a", 1, 34, 34}, {"root_b", 2, 222, 222}, {"data", 3, 35, 221}},
+	} {
+		table := plainTable()
+		table.parts = parts
+		got, err := ReadTable(table.disk(), 512)
+		require.NoError(t, err)
+		for i, p := range parts {
+			require.EqualValues(t, p.first*512, got[i].Start)
+			require.EqualValues(t, (p.last-p.first+1)*512, got[i].Size)
+		}
 	}
 }
 

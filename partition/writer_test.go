@@ -64,6 +64,21 @@ func TestCountersAfterFailedWrite(t *testing.T) {
 	require.Equal(t, Counters{Read: LeafSize, Written: BlockSize}, w.Counters())
 }
 
+// A leaf that cannot be read is written whole, even if the one before it was the same: what
+// is left in memory of that one says nothing about the medium.
+func TestUnreadableLeafIsWritten(t *testing.T) {
+	same := noise(5, LeafSize)
+	d := disktest.New(append(bytes.Clone(same), make([]byte, LeafSize)...))
+	d.Inject(disktest.Fault{Op: disktest.Read, At: 2, Err: syscall.EIO})
+	w := NewWriter(d, 2*LeafSize, 0)
+	require.NoError(t, w.WriteLeaf(same))
+	require.NoError(t, w.WriteLeaf(same))
+	require.True(t, d.Fired())
+	require.NoError(t, w.Finish())
+	require.Equal(t, Counters{Read: LeafSize, Written: LeafSize, Skipped: LeafSize}, w.Counters())
+	require.True(t, bytes.Equal(same, d.Bytes()[LeafSize:]))
+}
+
 // An error says where.
 func TestWriterNamesTheOffset(t *testing.T) {
 	d := disktest.New(oldSlot)

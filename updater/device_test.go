@@ -75,7 +75,7 @@ type device struct {
 	ledger    map[string]entry
 	verdicts  []heard
 	events    []transport.Event
-	progress  int
+	progress  []seen
 	onReport  func(transport.State)
 	moved     int64 // bytes downloaded
 	timeline  []mark
@@ -102,6 +102,12 @@ type choice struct {
 type heard struct {
 	transport.Verdict
 	ops int
+}
+
+// seen is how far something was, and when that was said.
+type seen struct {
+	transport.Progress
+	when time.Time
 }
 
 // memoryStore is a trust.Store.
@@ -520,7 +526,7 @@ func (l link) Event(e transport.Event) error {
 func (l link) Progress(p transport.Progress) error {
 	_, err := p.Encode()
 	require.NoError(l.d.t, err, "%s", l.d.state)
-	l.d.progress++
+	l.d.progress = append(l.d.progress, seen{p, time.Now()})
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package updater
 
 import (
+	"bytes"
 	"context"
 	"strings"
 	"syscall"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/delta/blocks"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/mkblocks"
 	"github.com/tandem-ota/tandem/updater/manifest"
 )
 
@@ -196,6 +199,29 @@ func TestIndexIsPlanned(t *testing.T) {
 		require.Greater(t, src.kept, 5)
 		d.settled(d.start(), "3.3.0-index")
 	})
+}
+
+// What is planned is enough for a fast link, or all that is missing, and no more than a
+// frame above that: the source keeps what it has read ahead in memory.
+func TestIndexPlanIsBounded(t *testing.T) {
+	const size, step = 5 << 20, 4 * leaf
+	var blob bytes.Buffer
+	_, err := mkblocks.Make(ctx, mkblocks.Image{ReaderAt: bytes.NewReader(alien(1, size)), Size: size}, mkblocks.Options{FrameSize: step, Window: step, Workers: 1}, &blob)
+	require.NoError(t, err)
+	x, err := blocks.Open(bytes.NewReader(blob.Bytes()), int64(blob.Len()), blocks.Limits{Memory: memory, Size: size})
+	require.NoError(t, err)
+	var planned int64
+	r := indexed{Index: x, plan: func(ranges []transport.Range) {
+		planned = 0
+		for _, part := range ranges {
+			planned += part[1]
+		}
+	}}
+	for i := range x.Frames() {
+		r.announce(i)
+		require.GreaterOrEqual(t, planned, min(planBytes, x.Missing(i)), "frame %d", i)
+		require.Less(t, planned, int64(planBytes+step+leaf), "frame %d", i)
+	}
 }
 
 // Interrupted anywhere, by the link or by a reboot, an index payload goes on where it was

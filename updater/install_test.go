@@ -125,6 +125,25 @@ func (d *device) cancelled(u *Updater, version string) {
 	require.ErrorIs(d.t, u.Install(ctx, src, Options{Force: true}), ErrCancelled)
 }
 
+// An installation that goes on is for whoever asked last, and as they asked: the verdict
+// has their number.
+func TestResumedForAnother(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		for _, asked := range []Options{{Counter: 2}, {Counter: 1, Force: true}, {Counter: 2, Force: true}} {
+			d := newDevice(t, "1.0.0", "")
+			u := d.start()
+			src := d.w.source("4.0.0-full")
+			src.onRead = func(manifest.Digest, int64, []byte) error { return syscall.ECONNRESET }
+			require.ErrorIs(t, u.Install(ctx, src, Options{Counter: 1}), syscall.ECONNRESET)
+			require.NoError(t, d.install(u, "4.0.0-full", asked))
+			require.Equal(t, asked.Force, u.journal().Update.Force)
+			d.settled(d.start(), "4.0.0-full")
+			require.Equal(t, asked.Counter, d.verdict().Counter)
+			require.Len(t, d.boil(), 1)
+		}
+	})
+}
+
 // The floor rises at commit and not before; the slot that is below it is retired
 // before it rises, so that nothing bootable is ever below.
 func TestFloorRisesAtCommit(t *testing.T) {
@@ -145,8 +164,19 @@ func TestFloorRisesAtCommit(t *testing.T) {
 		d.settled(u, "2.5.0-epoch")
 		require.EqualValues(t, 2, u.floor())
 		require.Equal(t, bootctl.Bad, d.record().Mark(bootctl.A))
+		require.Contains(t, d.phases(), "retired", "whoever wonders where the fallback is, finds it among the events")
 		require.ErrorIs(t, d.install(u, "2.6.0-again", Options{Force: true}), ErrEpoch)
 		require.ErrorIs(t, u.Rollback(ctx, true), ErrNoFallback)
+
+		// A release of the same epoch retires nobody, not even a slot that cannot say what
+		// it holds: it may be the last that boots.
+		d = newDevice(t, "1.0.0", "")
+		require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+		u = d.powerOn()
+		d.clear(rootA, d.root(bootctl.A).Size()-partition.RecordSize, d.root(bootctl.A).Size())
+		require.NoError(t, u.Resume(ctx))
+		require.Equal(t, bootctl.OK, d.record().Mark(bootctl.A))
+		require.NotContains(t, d.phases(), "retired")
 
 		// A trial does not raise it.
 		d = newDevice(t, "1.0.0", "")
@@ -222,6 +252,27 @@ type hangingManifest struct{ *source }
 func (h hangingManifest) Manifest(ctx context.Context) ([]byte, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
+}
+
+// What was written behind the last checkpoint is written again, and counts all the same: it
+// wore the medium out.
+func TestCostOfInterruption(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		u.p.Checkpoint = 100 * leaf
+		src := d.w.source("4.0.0-full")
+		src.onRead = func(manifest.Digest, int64, []byte) error {
+			if src.moved > bootSize+3*leaf {
+				return syscall.ECONNRESET
+			}
+			return nil
+		}
+		require.ErrorIs(t, u.Install(ctx, src, Options{}), syscall.ECONNRESET)
+		require.Zero(t, u.journal().Update.Written["root.img"])
+		require.GreaterOrEqual(t, u.Cost().Written, int64(bootSize+leaf))
+		require.Equal(t, u.Cost().Written, d.start().Cost().Written, "also after a restart")
+	})
 }
 
 // Whatever interrupts (the end of the program, the link), the place is kept: what is

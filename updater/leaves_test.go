@@ -98,24 +98,48 @@ func TestLyingLeaves(t *testing.T) {
 	})
 }
 
-// void is a source that answers without bytes and without an error where a blob is asked for.
-type void struct {
+// answers is a source that changes what it answers where a blob is asked for.
+type answers struct {
 	*source
-	blob manifest.Digest
+	t      *testing.T
+	blob   manifest.Digest
+	change func(n int, err error) (int, error)
+	times  int
 }
 
-func (v void) ReadRange(ctx context.Context, blob manifest.Digest, off int64, p []byte) (int, error) {
-	if blob == v.blob {
-		return 0, nil
+func (a *answers) ReadRange(ctx context.Context, blob manifest.Digest, off int64, p []byte) (int, error) {
+	n, err := a.source.ReadRange(ctx, blob, off, p)
+	if blob != a.blob {
+		return n, err
 	}
-	return v.source.ReadRange(ctx, blob, off, p)
+	a.times++
+	require.Less(a.t, a.times, 10, "asked for ever")
+	return a.change(n, err)
 }
 
-// A source that answers with nothing is not asked for ever.
-func TestLeavesOfNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		tree, _ := theWorld().told("2.0.0")
-		d := newDevice(t, "0.9.0", "")
-		require.ErrorIs(t, d.start().Install(ctx, void{d.w.source("2.0.0"), tree}, Options{Full: transport.FullGo}), io.ErrNoProgress)
-	})
+// A list of leaves may come in pieces, and its end with the last of them. A source that
+// has nothing more to say before that is not asked for ever.
+func TestListOfLeavesInPieces(t *testing.T) {
+	for name, world := range map[string]struct {
+		change func(n int, err error) (int, error)
+		want   error
+	}{
+		"nothing at all":             {func(int, error) (int, error) { return 0, nil }, io.ErrNoProgress},
+		"the end is early":           {func(n int, _ error) (int, error) { return n / 2, io.EOF }, io.EOF},
+		"a byte and an error":        {func(int, error) (int, error) { return 1, io.ErrClosedPipe }, io.ErrClosedPipe},
+		"half of what is asked":      {func(n int, err error) (int, error) { return (n + 1) / 2, err }, nil},
+		"the end with the last byte": {func(n int, _ error) (int, error) { return n, io.EOF }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				tree, _ := theWorld().told("2.0.0")
+				d := newDevice(t, "0.9.0", "")
+				err := d.start().Install(ctx, &answers{t: t, source: d.w.source("2.0.0"), blob: tree, change: world.change}, Options{Full: transport.FullGo})
+				require.ErrorIs(t, err, world.want)
+				if world.want == nil {
+					d.settled(d.start(), "2.0.0")
+				}
+			})
+		})
+	}
 }

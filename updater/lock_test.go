@@ -24,6 +24,10 @@ func TestAnotherProgramHasTheSlots(t *testing.T) {
 		u.p.Lock = func() (func(), error) { held++; return func() { held-- }, nil }
 		require.NoError(t, d.install(u, "2.0.0", Options{Hold: true}))
 		require.Zero(t, held)
+
+		require.NoError(t, d.install(u, "2.0.0", Options{}))
+		require.ErrorIs(t, d.install(u, "3.0.0", Options{}), ErrRebooting)
+		require.Zero(t, held, "nor does one that is on its way down keep them")
 	})
 }
 

@@ -272,12 +272,16 @@ func (u *Updater) tree(ctx context.Context, src Source, c manifest.Content) ([]b
 func (u *Updater) downloaded(n int64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	*u.account() += n // saved with the next checkpoint
+}
+
+// account is where downloads are booked, with u.mu held: on the update that they are for, or
+// aside until there is one.
+func (u *Updater) account() *int64 {
 	if u.j.Update != nil && u.j.Update.Manifest == u.fetching {
-		u.j.Update.Cost.Downloaded += n // saved with the next checkpoint
-	} else {
-		u.unbooked += n
+		return &u.j.Update.Cost.Downloaded
 	}
-	u.meter.downloaded += n
+	return &u.unbooked
 }
 
 // fetches begins the account of what an installation downloads.

@@ -135,18 +135,17 @@ func (u *Updater) tell(p transport.Progress) {
 
 // meter turns how far a step is into messages, at most one a second.
 type meter struct {
-	u          *Updater
-	p          transport.Progress
-	from       int64
-	begin      time.Time
-	said       time.Time
-	downloaded int64
+	u     *Updater
+	p     transport.Progress
+	from  int64
+	begin time.Time
+	said  time.Time
 }
 
 func (m *meter) start(u *Updater, phase, what string, total, from int64) {
 	u.mu.Lock()
 	now := u.p.Now()
-	*m = meter{u: u, p: transport.Progress{Phase: phase + " " + what, Total: total}, from: from, begin: now, said: now, downloaded: m.downloaded}
+	*m = meter{u: u, p: transport.Progress{Phase: phase + " " + what, Total: total}, from: from, begin: now, said: now}
 	if u.j.Update != nil {
 		m.p.Target = string(u.j.Update.Manifest)
 	}
@@ -158,7 +157,7 @@ func (m *meter) advance(done int64, c partition.Counters) {
 	u := m.u
 	u.mu.Lock()
 	now := u.p.Now()
-	m.p.Done, m.p.Written, m.p.Skipped, m.p.Downloaded = done, c.Written, c.Skipped, m.downloaded
+	m.p.Done, m.p.Written, m.p.Skipped, m.p.Downloaded = done, c.Written, c.Skipped, *u.account()
 	quiet := now.Sub(m.said) < time.Second && done < m.p.Total
 	if !quiet {
 		m.said = now

@@ -16,6 +16,7 @@ import (
 
 	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/partition"
+	"github.com/tandem-ota/tandem/partition/disktest"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
@@ -489,6 +490,24 @@ func TestShutDownInTrial(t *testing.T) {
 	})
 }
 
+// A system that dies in the middle of each of its tries cannot say why. The last lines of
+// its log are with the verdict of the one that survives it.
+func TestLogOfDeadTrial(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+		for range d.w.by["2.0.0"].m.Trial.Tries {
+			u := d.powerOn()
+			ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+			require.ErrorIs(t, u.Resume(ctx), context.DeadlineExceeded)
+			cancel()
+		}
+		d.settled(d.start(), "1.0.0")
+		require.Equal(t, transport.Reverted, d.verdict().Result)
+		require.Equal(t, []string{"line of 2.0.0"}, d.verdict().Log)
+	})
+}
+
 // Held back, the trial waits for the next reboot, whoever restarts the program.
 func TestHold(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -547,6 +566,16 @@ func TestVerifySlot(t *testing.T) {
 		}
 		d = newDevice(t, "1.0.0", "")
 		require.ErrorIs(t, d.powerOn().VerifySlot(ctx, bootctl.B), partition.ErrNoRecord)
+
+		// What was written over the rot is in the cache, and never came to the medium.
+		d = newDevice(t, "1.0.0", "0.9.0")
+		whole := d.disks[rootB].Bytes()[:leaf]
+		d.clear(rootB, 0, leaf)
+		d.disks[rootB].Inject(disktest.Fault{Op: disktest.Sync, At: 1, Err: syscall.EIO})
+		_, err := d.disks[rootB].WriteAt(whole, 0)
+		require.NoError(t, err)
+		require.ErrorIs(t, d.disks[rootB].Sync(), syscall.EIO)
+		require.ErrorIs(t, d.powerOnUnchecked().VerifySlot(ctx, bootctl.B), ErrMismatch)
 	})
 }
 
@@ -590,7 +619,68 @@ func TestOnlookers(t *testing.T) {
 		end()
 		require.NoError(t, err)
 		require.NotEmpty(t, progress)
+		for range progress { // up to the end of it
+		}
+		end() // twice is once
 		d.settled(d.start(), "2.0.0")
+	})
+}
+
+// What a person sees of a long download adds up: bytes, rate and what is left, in each
+// phase up to the whole. It is about this release and none before it, and goes on where it
+// was interrupted. A message a second is enough.
+func TestProgressAddsUp(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const pause = 700 * time.Millisecond
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		get := func(version string, reads int) error {
+			d.progress = nil
+			src := d.w.source(version)
+			src.onRead = func(manifest.Digest, int64, []byte) error {
+				time.Sleep(pause)
+				if reads--; reads < 0 {
+					return syscall.ECONNRESET
+				}
+				return nil
+			}
+			return u.Install(ctx, src, Options{Full: transport.FullGo})
+		}
+		require.ErrorIs(t, get("3.0.0", 5), syscall.ECONNRESET)
+		require.ErrorIs(t, get("4.0.0-full", 6), syscall.ECONNRESET)
+		from := u.journal().Update.Written["root.img"]
+		require.Positive(t, from)
+		begin := time.Now().Add(pause) // for the list of leaves
+		require.NoError(t, get("4.0.0-full", 100))
+
+		last := map[string]seen{}
+		for _, p := range d.progress {
+			require.Equal(t, string(d.w.by["4.0.0-full"].digest), p.Target)
+			before, later := last[p.Phase]
+			require.Greater(t, p.Done, before.Done)
+			if later && p.Done < p.Total {
+				require.GreaterOrEqual(t, p.when.Sub(before.when), time.Second)
+			}
+			if p.Phase == "writing root.img" {
+				require.Equal(t, p.Done-from, p.Written+p.Skipped)
+				require.Equal(t, int64(float64(p.Done-from)/p.when.Sub(begin).Seconds()), p.Rate)
+				require.Equal(t, (p.Total-p.Done)/p.Rate, p.Left)
+			}
+			last[p.Phase] = p
+		}
+		require.Equal(t, u.Cost().Downloaded, last["writing root.img"].Downloaded)
+		for _, phase := range []string{"writing root.img", "reading back boot.img", "reading back root.img"} {
+			require.Positive(t, last[phase].Total, phase)
+			require.Equal(t, last[phase].Total, last[phase].Done, phase)
+		}
+
+		d.progress = nil
+		d.settled(d.start(), "4.0.0-full")
+		window := int64(d.w.by["4.0.0-full"].m.Trial.WindowSeconds)
+		for i, p := range d.progress {
+			require.Equal(t, transport.Progress{Phase: "trial", Done: 2 * int64(i), Total: window, Left: window - 2*int64(i)}, p.Progress)
+		}
+		require.Len(t, d.progress, 2)
 	})
 }
 

@@ -324,32 +324,30 @@ func (u *Updater) giveUp(reason, check, detail string) error {
 	})
 }
 
-// settled returns the manifest of the release that was committed here last. It is what
-// remains of floor and schema where the journal is lost, or was never written: a device
-// comes from the factory without one.
-func (u *Updater) settled() (manifest.Manifest, bool) {
+// settled returns the manifest of the release that was committed here last, an empty one
+// if nobody knows. It is what remains of floor and schema where the journal is lost, or was
+// never written: a device comes from the factory without one.
+func (u *Updater) settled() manifest.Manifest {
 	record, err := u.p.Record.Load()
 	if err != nil || !record.Good.Valid() {
-		return manifest.Manifest{}, false
+		return manifest.Manifest{}
 	}
 	if record.Good == u.running.Slot {
-		return u.running.Manifest, true
+		return u.running.Manifest
 	}
-	m, _, _, err := u.p.held(record.Good)
-	return m, err == nil
+	m, _, _, _ := u.p.held(record.Good) // empty, too, where there is none
+	return m
 }
 
 // floor is the lowest epoch that this device still accepts. The running slot's own
 // epoch is below it only while a trial has not been committed.
 func (u *Updater) floor() uint64 {
-	m, _ := u.settled()
-	return max(u.journal().EpochFloor, m.Epoch)
+	return max(u.journal().EpochFloor, u.settled().Epoch)
 }
 
 // schema is the layout of the kept data; 0 if nobody ever said.
 func (u *Updater) schema() int {
-	m, _ := u.settled()
-	return max(u.journal().DataSchema, m.DataSchema.Version)
+	return max(u.journal().DataSchema, u.settled().DataSchema.Version)
 }
 
 // migrates tells whether the release's hook has to bring data of that schema up to date.

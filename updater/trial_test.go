@@ -253,6 +253,21 @@ func TestReleaseOfOlderData(t *testing.T) {
 	})
 }
 
+// Going back to a system does not make the data older that the one after it left.
+func TestRollbackKeepsSchema(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u, err := d.update("2.7.0-schema", Options{Full: transport.FullGo})
+		require.NoError(t, err)
+		require.ErrorIs(t, u.Rollback(ctx, false), ErrNewerData)
+		require.NoError(t, u.Rollback(ctx, true))
+		u = d.start()
+		d.settled(u, "1.0.0")
+		require.Equal(t, 3, u.schema())
+		require.ErrorIs(t, d.install(u, "2.0.0", Options{}), ErrNewerData)
+	})
+}
+
 // An operator cannot commit a system whose data is not ready, and waits until it is.
 func TestOperatorCommitsPreparedData(t *testing.T) {
 	for _, fails := range []bool{false, true} {

@@ -38,6 +38,11 @@ func TestUpdateCommits(t *testing.T) {
 		d.settled(u, "3.0.0")
 		require.Equal(t, bootctl.A, d.slot)
 		require.Len(t, d.boil(), 2)
+		last := map[string]uint64{}
+		for _, e := range d.events {
+			require.Greater(t, e.Sequence, last[e.Boot], "the fleet sees which it missed")
+			last[e.Boot] = e.Sequence
+		}
 	})
 }
 
@@ -213,6 +218,30 @@ func TestBootRecordLost(t *testing.T) {
 	})
 }
 
+// A boot record that is lost while a release is being written does not end that
+// installation: it goes on where it was, and nobody hears of a failure.
+func TestBootRecordLostWhileWriting(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		src := d.w.source("4.0.0-full")
+		src.onRead = func(manifest.Digest, int64, []byte) error {
+			if src.moved > 2*leaf {
+				return syscall.ECONNRESET
+			}
+			return nil
+		}
+		require.ErrorIs(t, d.start().Install(ctx, src, Options{Full: transport.FullGo}), syscall.ECONNRESET)
+		d.lose(theRecord)
+		u := d.start()
+		require.Equal(t, Writing, State(u.journal().State))
+		require.NotEmpty(t, u.journal().Update.Written)
+		require.Equal(t, bootctl.Bad, d.record().B, "it is half written")
+		require.NoError(t, d.install(u, "4.0.0-full", Options{Full: transport.FullGo}))
+		d.settled(d.start(), "4.0.0-full")
+		require.Len(t, d.boil(), 1)
+	})
+}
+
 // A boot record that is lost in a trial takes the number of boots with it. The trial may
 // prove itself in this boot and has no other: it would never end if it got its tries
 // back each time.
@@ -349,6 +378,7 @@ func TestEndAlarmOfUnreadableRecord(t *testing.T) {
 			require.NoError(t, u.EndAlarm(ctx))
 			require.Empty(t, u.State().Error)
 			require.Equal(t, bootctl.Bad, d.record().B, "nobody knows of it any more")
+			require.Contains(t, d.events[0].Text, syscall.EIO.Error(), "why there was no other way")
 			d.settled(d.start(), "1.0.0")
 		})
 	}

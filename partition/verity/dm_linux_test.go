@@ -156,8 +156,11 @@ func TestStatusRefuses(t *testing.T) {
 		"nothing":             "",
 		"tree elsewhere":      "1 8:5 8:6 4096 4096 129 131 sha256 " + root + " -",
 		"other block size":    "1 8:5 8:5 1024 4096 129 131 sha256 " + root + " -",
+		"other version":       "0 8:5 8:5 4096 4096 129 131 sha256 " + root + " -",
+		"other hash blocks":   "1 8:5 8:5 4096 1024 129 131 sha256 " + root + " -",
 		"other hash":          "1 8:5 8:5 4096 4096 129 131 sha512 " + root + " -",
 		"hash start 0":        "1 8:5 8:5 4096 4096 129 0 sha256 " + root + " -",
+		"hash start cut off":  "1 8:5 8:5 4096 4096 129 4503599627370627 sha256 " + root + " -", // 2^52 + 131
 		"tree in the data":    "1 8:5 8:5 4096 4096 129 100 sha256 " + root + " -",
 		"an unknown option":   "1 8:5 8:5 4096 4096 129 131 sha256 " + root + " - 1 ignore_zero_blocks",
 		"two options":         "1 8:5 8:5 4096 4096 129 131 sha256 " + root + " - 2 ignore_corruption ignore_zero_blocks",
