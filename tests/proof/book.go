@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -126,6 +127,17 @@ func (b *Book) Outcome(name string) Outcome {
 		}
 	}
 	return worst
+}
+
+// Failed are the tests of a package that failed, with subtests, by name.
+func (b *Book) Failed(pkg string) (names []string) {
+	for name, o := range b.Tests {
+		if o == Failed && strings.HasPrefix(name, pkg+".") {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Count says how many tests, subtests included, ended in each way.

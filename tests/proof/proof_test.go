@@ -131,6 +131,7 @@ func canned(t *testing.T) Page {
 	require.NoError(t, b.Read(strings.NewReader(said)))
 	require.Equal(t, Passed, b.Tests["updater.TestExplorer"])
 	require.Equal(t, Failed, b.Packages["updater"])
+	require.Equal(t, []string{"updater.TestHold"}, b.Failed("updater"))
 	require.Equal(t, Figure{"77", "updater.TestExplorer"}, b.Figures["cuts-c1"])
 	facts := Facts{Commit: "abc <changes>", Date: time.Date(2026, 11, 22, 2, 30, 0, 0, time.UTC), Lines: [][2]string{{"go", "go1 & more"}}}
 	return Make(facts, b, theTree(t), Bugs{

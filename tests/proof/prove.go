@@ -108,6 +108,9 @@ func (o Options) each(ctx context.Context, list []Run, b *Book) error {
 		took[r.Package] = time.Since(begin).Seconds()
 		if end := b.Packages[r.Package]; end != Passed {
 			fmt.Fprintf(o.Stdout, "      %s\n", end)
+			for _, name := range b.Failed(r.Package) {
+				fmt.Fprintf(o.Stdout, "      %s\n        %s\n", name, strings.Join(b.Words[name], "\n        "))
+			}
 		}
 		if text, err := json.MarshalIndent(took, "", "  "); err == nil {
 			_ = os.WriteFile(times, text, 0o644) // only the guess is lost
