@@ -7,6 +7,7 @@ STORY ?=
 PAIRS ?=
 SLOW ?=
 QUICK ?=
+AGAIN ?=
 RUN ?=
 SCORE ?=
 FUZZTIME ?= 60s
@@ -51,8 +52,8 @@ long: setup  ## five power cuts during an update of Debian; 100,000 damaged delt
 fuzz: setup  ## every fuzz target for FUZZTIME (60s): about 40 minutes; TARGET=journal.FuzzParse for one
 	@FUZZTIME="$(FUZZTIME)" TARGET="$(TARGET)" .ci/fuzz.sh
 
-proof: setup  ## one page of what was tested and what came of it: build/proof.html, .txt; hours (QUICK=1 for CI's sample)
-	$(go) run ./tests/cmd/proof $(if $(QUICK),-quick)
+proof: setup  ## one page of what was tested and what came of it: build/proof.html, .txt; hours (QUICK=1 for CI's sample, AGAIN=1 to go on after an interruption)
+	$(go) run ./tests/cmd/proof $(if $(QUICK),-quick) $(if $(AGAIN),-again)
 
 lint: setup  ## form, vet, and the rules of this tree
 	@.ci/lint.sh

@@ -15,7 +15,9 @@ type Facts struct {
 	Commit    string // and whether the tree is it
 	Committed time.Time
 	Date      time.Time
+	Changed   bool        // the tree is not what was committed
 	Sample    bool        // of what takes long, only what CI runs was run
+	Kept      int         // packages that passed in an earlier run on this commit, and did not run again
 	Lines     [][2]string // of the machine and its tools: what, which
 }
 

@@ -1,8 +1,11 @@
 package proof
 
 import (
+	"fmt"
+	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -246,6 +249,65 @@ func TestSample(t *testing.T) {
 		require.NoError(t, p.HTML(&html))
 		require.Equal(t, sample, strings.Contains(text.String(), "run     a sample"))
 		require.Equal(t, sample, strings.Contains(html.String(), "<td>a sample"))
+	}
+}
+
+// A run that goes on takes over what passed on the same commit, figures too, and runs the
+// rest again; of a tree that is no commit it keeps nothing.
+func TestAgain(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+	}
+	write("go.mod", "module "+strings.TrimSuffix(Module, "/")+"\n\ngo 1.26\n")
+	// Each says how often it has run.
+	const source = `package p
+
+import (
+	"fmt"
+	"os"
+	"testing"
+)
+
+func Test(t *testing.T) {
+	ran, _ := os.ReadFile("ran")
+	ran = append(ran, '.')
+	os.WriteFile("ran", ran, 0o644)
+	t.Attr("ran-%s", fmt.Sprint(len(ran)))
+	%s
+}
+`
+	write("good/p_test.go", fmt.Sprintf(source, "good", ""))
+	write("bad/p_test.go", fmt.Sprintf(source, "bad", "t.Fail()"))
+	list := []Run{{Package: "good"}, {Package: "bad"}}
+	for _, run := range []struct {
+		state     string
+		again     bool
+		facts     Facts
+		kept      int
+		good, bad string // how often they have run then
+	}{
+		{"the first run", false, Facts{Commit: "abc 2026"}, 0, "1", "1"},
+		{"on the same commit, and not asked for", false, Facts{Commit: "abc 2026"}, 0, "2", "2"},
+		{"on the same commit", true, Facts{Commit: "abc 2026"}, 1, "2", "3"},
+		{"a sample", true, Facts{Commit: "abc 2026", Sample: true}, 0, "3", "4"},
+		{"on another commit", true, Facts{Commit: "def 2026"}, 0, "4", "5"},
+		{"with changes", true, Facts{Commit: "def 2026, and changes", Changed: true}, 0, "5", "6"},
+		{"with further changes", true, Facts{Commit: "def 2026, and changes", Changed: true}, 0, "6", "7"},
+	} {
+		b := NewBook()
+		o := Options{Root: dir, Out: filepath.Join(dir, "build"), Again: run.again, Quick: run.facts.Sample, Stdout: io.Discard}
+		require.NoError(t, os.MkdirAll(o.Out, 0o755))
+		kept, err := o.each(t.Context(), list, b, run.facts)
+		require.NoError(t, err, run.state)
+		require.Equal(t, run.kept, kept, run.state)
+		require.Equal(t, Passed, b.Packages["good"], run.state)
+		require.Equal(t, Failed, b.Packages["bad"], run.state)
+		require.Equal(t, run.good, b.Figures["ran-good"].Value, run.state)
+		require.Equal(t, run.bad, b.Figures["ran-bad"].Value, run.state)
+		run.facts.Kept = kept
+		require.Equal(t, kept > 0, strings.Contains(run.facts.extent(), "passed in an earlier run"), run.state)
 	}
 }
 

@@ -10,6 +10,7 @@
 package proof
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,6 +36,7 @@ type Options struct {
 	Root   string // of the tree
 	Out    string // folder of the page, and of what is kept for the next run
 	Quick  bool   // CI's sample of what takes long
+	Again  bool   // take over what passed in an earlier run of the same commit
 	Only   string // a regular expression for packages; "" for all. The bars of the others are missed
 	Stdout io.Writer
 }
@@ -60,7 +62,7 @@ func Prove(ctx context.Context, o Options) error {
 	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return err
 	}
-	if err := o.each(ctx, list, b); err != nil {
+	if facts.Kept, err = o.each(ctx, list, b, facts); err != nil {
 		return err
 	}
 	bugs, err := o.bugs(ctx, facts.Committed)
@@ -79,8 +81,9 @@ func Prove(ctx context.Context, o Options) error {
 }
 
 // each runs the packages one by one: those that start machines want both cores. What a
-// package took the last time tells how long the rest will take.
-func (o Options) each(ctx context.Context, list []Run, b *Book) error {
+// package took the last time tells how long the rest will take. It returns how many it did
+// not run again.
+func (o Options) each(ctx context.Context, list []Run, b *Book, facts Facts) (kept int, err error) {
 	took := map[string]float64{}
 	times := filepath.Join(o.Out, "proof-times.json")
 	if text, err := os.ReadFile(times); err == nil {
@@ -101,9 +104,17 @@ func (o Options) each(ctx context.Context, list []Run, b *Book) error {
 			}
 		}
 		fmt.Fprintf(o.Stdout, "%2d/%d %-28s %s%s\n", i+1, len(list), r.Package, r.What, rest)
+		said := o.said(r, facts)
+		if passed, err := o.before(said, r, b); err != nil {
+			return kept, err
+		} else if passed {
+			kept++
+			fmt.Fprintf(o.Stdout, "      passed before\n")
+			continue
+		}
 		begin := time.Now()
-		if err := o.test(ctx, r, b); err != nil {
-			return err
+		if err := o.test(ctx, r, b, said); err != nil {
+			return kept, err
 		}
 		took[r.Package] = time.Since(begin).Seconds()
 		if end := b.Packages[r.Package]; end != Passed {
@@ -116,11 +127,42 @@ func (o Options) each(ctx context.Context, list []Run, b *Book) error {
 			_ = os.WriteFile(times, text, 0o644) // only the guess is lost
 		}
 	}
-	return nil
+	return kept, nil
 }
 
-// test runs the tests of one package. That some fail is for the page to say.
-func (o Options) test(ctx context.Context, r Run, b *Book) error {
+// said is the file of what go test says of a package on a commit; "" where nothing says what
+// the tree is.
+func (o Options) said(r Run, facts Facts) string {
+	if facts.Changed {
+		return ""
+	}
+	commit, _, _ := strings.Cut(facts.Commit, " ")
+	name := strings.ReplaceAll(r.Package, "/", "-")
+	if facts.Sample {
+		name += "-sample"
+	}
+	return filepath.Join(o.Out, "proof", commit, name+".json")
+}
+
+// before takes over what a package said in an earlier run, if that was asked for and all its
+// tests passed.
+func (o Options) before(said string, r Run, b *Book) (bool, error) {
+	if !o.Again || said == "" {
+		return false, nil
+	}
+	f, err := os.Open(said)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	return true, b.Read(f)
+}
+
+// test runs the tests of one package, and keeps what they say if all pass. That some fail is
+// for the page to tell.
+func (o Options) test(ctx context.Context, r Run, b *Book, said string) error {
 	if matches, _ := filepath.Glob(filepath.Join(o.Root, r.Package, "*_test.go")); len(matches) == 0 {
 		return nil // it did not run
 	}
@@ -147,7 +189,8 @@ func (o Options) test(ctx context.Context, r Run, b *Book) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("go test: %w", err)
 	}
-	read := b.Read(stdout)
+	var heard bytes.Buffer
+	read := b.Read(io.TeeReader(stdout, &heard))
 	if read != nil {
 		_, _ = io.Copy(io.Discard, stdout) // or it would wait for a reader for ever
 	}
@@ -161,7 +204,16 @@ func (o Options) test(ctx context.Context, r Run, b *Book) error {
 	case err != nil && exit == nil:
 		return fmt.Errorf("go test: %w", err)
 	}
-	return read
+	if read != nil || said == "" || b.Packages[r.Package] != Passed {
+		return read
+	}
+	if err := os.MkdirAll(filepath.Dir(said), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(said+".new", heard.Bytes(), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(said+".new", said)
 }
 
 // bugs reads what make mutants found, and has it run where that was not done since the
@@ -227,7 +279,7 @@ func look(ctx context.Context, root string) (Facts, error) {
 	if seconds, err := strconv.ParseInt(say("git", "log", "-1", "--format=%ct"), 10, 64); err == nil {
 		f.Committed = time.Unix(seconds, 0)
 	}
-	if say("git", "status", "--porcelain") != "" {
+	if f.Changed = say("git", "status", "--porcelain") != ""; f.Changed {
 		f.Commit += ", and changes that are not committed"
 	}
 	machine := fmt.Sprintf("%s, %d cores", say("uname", "-srm"), runtime.NumCPU())

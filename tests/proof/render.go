@@ -37,10 +37,14 @@ func (p Page) Text(w io.Writer) error {
 
 // extent says how much was run.
 func (f Facts) extent() string {
+	said := "all"
 	if f.Sample {
-		return "a sample of what takes long, as on every change"
+		said = "a sample of what takes long, as on every change"
 	}
-	return "all"
+	if f.Kept > 0 {
+		said += fmt.Sprintf("; %d packages had passed in an earlier run on this commit, and were not run again", f.Kept)
+	}
+	return said
 }
 
 func bars(list []Bar) []Row {

@@ -1,11 +1,12 @@
 // Program proof runs what shows that a device cannot be bricked, and writes one page about
 // it: build/proof.txt and build/proof.html.
 //
-//	go run ./tests/cmd/proof [-quick] [-packages REGEXP]
+//	go run ./tests/cmd/proof [-quick] [-again] [-packages REGEXP]
 //
 // `make proof` runs it after it has installed what it needs. -quick runs what CI runs, and
-// not all of what takes long; -packages runs some, to look at the page before hours have
-// passed. The exit code is 0 if all bars are met, 1 if not.
+// not all of what takes long; -again goes on after an interruption, or where a package
+// failed, and does not run again what passed on this commit; -packages runs some, to look at
+// the page before hours have passed. The exit code is 0 if all bars are met, 1 if not.
 package main
 
 import (
@@ -35,6 +36,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	o := proof.Options{Root: ".", Out: "build", Stdout: stdout}
 	flags.BoolVar(&o.Quick, "quick", false, "CI's sample of what takes long")
+	flags.BoolVar(&o.Again, "again", false, "go on: do not run again what passed on this commit before")
 	flags.StringVar(&o.Only, "packages", "", "only packages that match this regular expression; the bars of the others are missed then")
 	if err := flags.Parse(args); err != nil {
 		return err
