@@ -45,6 +45,34 @@ func TestAttemptsForgetTheOldest(t *testing.T) {
 	require.Equal(t, fmt.Sprintf("%04d", n+1), kept[len(kept)-1].BootID)
 }
 
+// Of a text that is too long the end is kept: there a log says what happened.
+func TestAttemptTextsAreBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "attempts")
+	want := Attempt{BootID: "1", Slot: "a", Stage: StageFailed, Cause: strings.Repeat("c", maxText-1) + "!", Pstore: strings.Repeat("p", maxText-1) + "!"}
+	long := want
+	long.Cause, long.Pstore = "x"+want.Cause, "x"+want.Pstore
+	require.NoError(t, Append(path, want))
+	require.NoError(t, Append(path, long))
+	all, err := Attempts(path)
+	require.NoError(t, err)
+	require.Equal(t, []Attempt{want, want}, all)
+}
+
+// What is kept of a log is whole lines, as many as there is room for, to the byte.
+func TestNewestLines(t *testing.T) {
+	const log = "one\ntwo\nthree\n"
+	for size, want := range map[int]string{
+		len(log):     log,
+		len(log) - 1: "two\nthree\n",
+		6:            "three\n",
+		5:            "",
+		0:            "",
+	} {
+		require.Equal(t, want, string(newest([]byte(log), size)), "%d bytes", size)
+	}
+	require.Equal(t, "a torn one\n", string(newest([]byte("a torn one"), 100)))
+}
+
 // A line that was torn when the file was full takes no other with it.
 func TestAttemptsTornWhenFull(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "attempts")

@@ -48,6 +48,11 @@ func TestReadBootRefuses(t *testing.T) {
 		_, err := ReadBoot(path)
 		require.Error(t, err, name)
 	}
+
+	largest := `{"slot":"a"` + strings.Repeat(" ", maxBoot-len(`{"slot":"a"}`)) + "}"
+	require.NoError(t, os.WriteFile(path, []byte(largest), 0o644))
+	_, err = ReadBoot(path)
+	require.NoError(t, err)
 }
 
 // However often a device boots, the file stays bounded and the newest events
@@ -155,6 +160,10 @@ func TestExplain(t *testing.T) {
 			[]Attempt{good, started("1"), switched("1"), back(0, "")}, End{EndReset, "", 1}},
 		{"an older release in the same slot does not count",
 			[]Attempt{started("0"), {BootID: "0", Slot: "b", Stage: StageSwitched, Manifest: old}, good, started("1"), switched("1"), back(CardReset, "")}, End{EndWatchdog, "", 1}},
+		{"the device booted once more since",
+			[]Attempt{started("1"), back(CardReset, ""), {BootID: "later", Slot: "a", Stage: StageStarted}}, End{EndWatchdog, "", 1}},
+		{"the boot after it could not write at first, and then hung itself",
+			[]Attempt{good, started("1"), {BootID: "back", Slot: "a", Stage: StageSwitched, Manifest: old}, {BootID: "later", Slot: "a", Stage: StageStarted, BootStatus: CardReset}}, End{EndReset, "", 1}},
 		{"nothing is on record", nil, End{EndReset, "", 0}},
 	} {
 		require.Equal(t, c.want, Explain(c.log, "b", trial), c.world)

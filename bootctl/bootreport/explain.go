@@ -68,8 +68,8 @@ func Explain(log []Attempt, slot, manifest string) End {
 	return end
 }
 
-// after finds the first event of the next boot behind log[last]; without any
-// boot of the slot on record that is the newest boot.
+// after finds how the next boot behind log[last] began; without any boot of the
+// slot on record that is the newest boot.
 func after(log []Attempt, last int, boot string) (Attempt, bool) {
 	if last < 0 {
 		for i := len(log) - 1; i >= 0; i-- {
@@ -80,8 +80,8 @@ func after(log []Attempt, last int, boot string) (Attempt, bool) {
 		return Attempt{}, false
 	}
 	for _, a := range log[last+1:] {
-		if a.BootID != boot && a.Stage == StageStarted {
-			return a, true
+		if a.BootID != boot {
+			return a, a.Stage == StageStarted // else how it began is not on record
 		}
 	}
 	return Attempt{}, false

@@ -2,6 +2,7 @@ package boottest
 
 import (
 	"errors"
+	"fmt"
 	"syscall"
 	"testing"
 
@@ -110,6 +111,54 @@ func TestGrubenvPairLost(t *testing.T) {
 	require.NoError(t, grubenv.Open(d).Save(fresh))
 	for _, c := range grubenv.Open(d).Copies() {
 		require.NoError(t, errors.Join(c.Err, c.Padding), c.Name)
+	}
+}
+
+// Whatever is damaged on the partition is told, by name, in a word that callers can ask
+// for, and the next save repairs it.
+func TestGrubenvDamageIsTold(t *testing.T) {
+	const sector = grubenv.SectorSize
+	root := grubenv.Copy0Offset - sector // the last sector before the first cluster
+	for name, at := range map[string]int{
+		"file system":    0,
+		"sector at byte": root - sector, // the second FAT
+		"copy 0: ":       grubenv.Copy0Offset,
+		"copy 1: ":       grubenv.Copy1Offset + sector, // its padding
+		"confirmed copy": grubenv.ConfirmedOffset,
+		fmt.Sprint(root): root,
+	} {
+		env := image(trial)
+		env[at] ^= 1
+		d := disktest.New(env)
+		r, err := grubenv.Open(d).Load()
+		require.NoError(t, err, name)
+		require.True(t, trial.Same(r), name)
+		require.Len(t, r.Degraded, 1, name)
+		require.ErrorIs(t, r.Degraded[0], grubenv.ErrGarbled)
+		require.ErrorContains(t, r.Degraded[0], name)
+
+		require.NoError(t, grubenv.Open(d).Save(trial))
+		r, err = grubenv.Open(d).Load()
+		require.NoError(t, err, name)
+		require.Empty(t, r.Degraded, name)
+	}
+}
+
+// One copy is the newest, and it is the one that was saved last.
+func TestGrubenvNewest(t *testing.T) {
+	d := disktest.New(image(fresh))
+	for range 12 { // more than there are generations
+		for _, want := range []bootctl.Record{trial, fresh} {
+			require.NoError(t, grubenv.Open(d).Save(want))
+			var newest []bootctl.Record
+			for _, c := range grubenv.Open(d).Copies() {
+				if c.Newest {
+					newest = append(newest, c.Content.Record)
+				}
+			}
+			require.Len(t, newest, 1)
+			require.True(t, want.Same(newest[0]))
+		}
 	}
 }
 

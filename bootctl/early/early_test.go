@@ -165,6 +165,10 @@ func TestReadPstore(t *testing.T) {
 	require.True(t, strings.HasPrefix(text, "line "))
 	require.True(t, strings.HasSuffix(text, "\nline 999"))
 
+	put(t, dir, "dmesg-efi-170000000001001", []byte("Panic#2 Part1\n"+strings.Repeat("x\n", 1<<19)+"not read"))
+	text, _ = readPstore(dir)
+	require.NotContains(t, text, "not read", "a megabyte is enough")
+
 	text, files = readPstore(filepath.Join(dir, "absent"))
 	require.Empty(t, text)
 	require.Empty(t, files)

@@ -173,6 +173,9 @@ func TestConfig(t *testing.T) {
 	for _, p := range []Params{
 		{Env: 2, BootA: 3, BootB: 4, Serial: 0, Watchdog: "i6300esb", WatchdogSeconds: 60},
 		{Env: 12, BootA: 7, BootB: 128, Serial: -1},
+		{Env: 1, BootA: 2, BootB: 3, Serial: 3, Watchdog: "i6300esb", WatchdogSeconds: 1},
+		{Env: 2, BootA: 1, BootB: 3, Serial: -1, Watchdog: "i6300esb", WatchdogSeconds: 2046},
+		{Env: 3, BootA: 2, BootB: 1, Serial: -1},
 	} {
 		script, err := Config(p)
 		require.NoError(t, err)
@@ -198,6 +201,8 @@ func TestConfigRefuses(t *testing.T) {
 		want  string
 	}{
 		{"no environment partition", func(p *Params) { p.Env = 0 }, "partition numbers 0, 3, 4"},
+		{"no boot partition of slot a", func(p *Params) { p.BootA = 0 }, "partition numbers 2, 0, 4"},
+		{"no boot partition of slot b", func(p *Params) { p.BootB = -1 }, "partition numbers 2, 3, -1"},
 		{"one boot partition for both slots", func(p *Params) { p.BootB = 3 }, "named twice"},
 		{"serial unit that PCs do not have", func(p *Params) { p.Serial = 4 }, "serial unit 4"},
 		{"unknown watchdog", func(p *Params) { p.Watchdog = "dog" }, `watchdog "dog"`},

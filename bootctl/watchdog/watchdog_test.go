@@ -1,6 +1,7 @@
 package watchdog
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -98,6 +99,9 @@ func TestSetTimeout(t *testing.T) {
 		}, 60 * time.Second, 30 * time.Second, false},
 		{"longer than the hardware counts", func() *timer { return newTimer(settable) }, time.Hour, 0, true},
 		{"nothing", func() *timer { return newTimer(settable) }, 0, 0, true},
+		{"less than nothing", func() *timer { return newTimer(settable) }, -time.Second, 0, true},
+		{"as long as the call can say", func() *timer { return newTimer(unix.WDIOF_KEEPALIVEPING) }, math.MaxInt32 * time.Second, 30 * time.Second, false},
+		{"longer than the call can say", func() *timer { return newTimer(unix.WDIOF_KEEPALIVEPING) }, math.MaxInt32*time.Second + 1, 0, true},
 		{"timeout is a secret", func() *timer {
 			d := newTimer(settable)
 			d.missing[unix.WDIOC_GETTIMEOUT] = unix.EOPNOTSUPP
