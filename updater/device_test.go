@@ -526,6 +526,7 @@ func (l link) Event(e transport.Event) error {
 func (l link) Progress(p transport.Progress) error {
 	_, err := p.Encode()
 	require.NoError(l.d.t, err, "%s", l.d.state)
+	require.True(l.d.t, 0 <= p.Done && p.Done <= p.Total && 0 <= p.Left, "%+v", p)
 	l.d.progress = append(l.d.progress, seen{p, time.Now()})
 	return nil
 }

@@ -163,6 +163,7 @@ func TestFloorRisesAtCommit(t *testing.T) {
 		u = d.start()
 		d.settled(u, "2.5.0-epoch")
 		require.EqualValues(t, 2, u.floor())
+		require.EqualValues(t, 2, u.journal().EpochFloor, "nor does it fall with whatever is in the slots")
 		require.Equal(t, bootctl.Bad, d.record().Mark(bootctl.A))
 		require.Contains(t, d.phases(), "retired", "whoever wonders where the fallback is, finds it among the events")
 		require.ErrorIs(t, d.install(u, "2.6.0-again", Options{Force: true}), ErrEpoch)
@@ -177,6 +178,10 @@ func TestFloorRisesAtCommit(t *testing.T) {
 		require.NoError(t, u.Resume(ctx))
 		require.Equal(t, bootctl.OK, d.record().Mark(bootctl.A))
 		require.NotContains(t, d.phases(), "retired")
+
+		// Out of the factory, where nothing was committed, it is what runs.
+		u = newDevice(t, "2.5.0-epoch", "").start()
+		require.EqualValues(t, 2, u.State().Floor)
 
 		// A trial does not raise it.
 		d = newDevice(t, "1.0.0", "")

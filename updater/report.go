@@ -19,7 +19,7 @@ func (u *Updater) State() transport.State {
 	s := transport.State{
 		Device: u.p.Device, Board: u.p.Board, Agent: u.p.Agent, Boot: u.p.Boot.BootID,
 		Slot: string(u.running.Slot), Version: u.running.Manifest.Version, Sequence: u.running.Manifest.Sequence,
-		Phase: string(Idle), Counter: j.Counter, Floor: j.EpochFloor, Time: u.p.Now().Unix(),
+		Phase: string(Idle), Counter: j.Counter, Floor: u.floor(), Time: u.p.Now().Unix(),
 	}
 	if j.State != "" {
 		s.Phase = j.State
@@ -177,11 +177,9 @@ func (m *meter) advance(done int64, c partition.Counters) {
 	u.tell(p)
 }
 
-// trialProgress says how much of the window is over.
+// trialProgress says how much of the window, less than all, is over.
 func (u *Updater) trialProgress(good, window time.Duration) {
 	p := transport.Progress{Phase: "trial", Done: int64(good / time.Second), Total: int64(window / time.Second), Left: int64((window - good) / time.Second)}
-	p.Left = max(p.Left, 0)
-	p.Done = min(p.Done, p.Total)
 	_ = u.p.Link.Progress(p)
 	u.tell(p)
 }
