@@ -2,12 +2,16 @@ package updater
 
 import (
 	"io"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/bootctl/grubenv"
 	"github.com/tandem-ota/tandem/partition/disktest"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/external"
@@ -35,7 +39,9 @@ const (
 // lose is the loss itself. Of the boot record the copy remains that is written only
 // at commit.
 func (d *device) lose(l loss) {
-	d.state += " without " + string(l)
+	if l != nothing {
+		d.state += " without " + string(l)
+	}
 	if l == theJournal || l == both {
 		d.clear(dataDisk, 0, 4*fileCopy)
 	}
@@ -61,8 +67,19 @@ func (s story) tell(d *device) *Updater {
 	return nil
 }
 
-// replaying means that one state is looked at again, by its line.
-var replaying = os.Getenv("DISKTEST") != ""
+// replaying means that one state is looked at again, by its line: what came before the
+// cuts, if anything did, and each cut (see package disktest).
+func replaying() bool { return replayed() != "" }
+
+func replayed() string { return os.Getenv("DISKTEST") }
+
+func replayedFault() string {
+	fault, _, ok := strings.Cut(replayed(), ": ")
+	if !ok {
+		return ""
+	}
+	return fault
+}
 
 // told is a story, what is lost beside, and what it is called.
 type told struct {
@@ -74,13 +91,23 @@ type told struct {
 func fresh(t testing.TB) *device { return newDevice(t, "1.0.0", "") }
 func older(t testing.TB) *device { return newDevice(t, "1.0.0", "0.9.0") }
 
+// reported requires one report of the update. Of what a cut or a loss brings to an end
+// there is one too, and then the fleet asks once more.
+func (d *device) reported(l loss) {
+	most := 1
+	if l != nothing || d.destroyed {
+		most += d.cuts
+	}
+	require.LessOrEqual(d.t, len(d.boil()), most, "%s: %v", d.state, d.verdicts)
+}
+
 // commits is how an update ends that nothing is wrong with. There are three ways to stay
 // with the old release: without its journal, the device takes a trial that it finds for
 // one that failed; a cut that destroys the sector in which the loader counts makes it end
 // the trial, since it could not be counted; and cuts can use up all tries.
 func commits(version string) func(d *device, u *Updater, l loss) {
 	return func(d *device, u *Updater, l loss) {
-		d.boil()
+		d.reported(l)
 		if u.running.Manifest.Version == "1.0.0" && (l != nothing || d.destroyed || d.cuts >= d.w.by[version].m.Trial.Tries) {
 			d.settled(u, "1.0.0")
 			require.Equal(d.t, transport.Reverted, d.verdict().Result, "%s", d.state)
@@ -97,7 +124,7 @@ func commits(version string) func(d *device, u *Updater, l loss) {
 // itself, with one reason; and the device does not take the release again.
 func reverts(reason string) func(d *device, u *Updater, l loss) {
 	return func(d *device, u *Updater, l loss) {
-		d.boil()
+		d.reported(l)
 		d.settled(u, "1.0.0")
 		_, failed := u.journal().FailedBefore(d.w.by["2.0.0"].digest)
 		require.True(d.t, failed, "%s", d.state)
@@ -105,6 +132,19 @@ func reverts(reason string) func(d *device, u *Updater, l loss) {
 		if l == nothing && !d.destroyed && d.state == "" {
 			require.Equal(d.t, reason, d.verdict().Reason, "%s", d.state)
 		}
+	}
+}
+
+// raises is how an update ends that raises the floor: at its commit, and not before.
+func raises(version string, floor uint64) func(d *device, u *Updater, l loss) {
+	return func(d *device, u *Updater, l loss) {
+		commits(version)(d, u, l)
+		want := floor
+		if u.running.Manifest.Version != version {
+			want = 0
+		}
+		require.Equal(d.t, want, u.floor(), "%s", d.state)
+		require.Equal(d.t, want, u.journal().EpochFloor, "%s", d.state)
 	}
 }
 
@@ -129,7 +169,7 @@ var stories = []told{
 	{"and the journal with it", story{older, "2.0.0", commits("2.0.0")}, theJournal},
 	{"and the boot record with it", story{older, "2.0.0", commits("2.0.0")}, theRecord},
 	{"and both with it", story{older, "2.0.0", commits("2.0.0")}, both},
-	{"and the floor rises", story{older, "2.5.0-epoch", commits("2.5.0-epoch")}, nothing},
+	{"and the floor rises", story{older, "2.5.0-epoch", raises("2.5.0-epoch", 2)}, nothing},
 	{"and the data migrates", story{older, "2.7.0-schema", commits("2.7.0-schema")}, nothing},
 	{"and a modem is updated", story{older, "2.8.0-external", commits("2.8.0-external")}, nothing},
 	{"checks fail", story{sick, "2.0.0", reverts(transport.ReasonHealth)}, nothing},
@@ -156,6 +196,75 @@ func TestExplorer(t *testing.T) {
 	})
 	t.Run("fault", e.faults)
 	e.publish(t)
+}
+
+// The line of a state brings that state back, with whatever else was drawn for it by lot,
+// however many cuts it took.
+func TestStateComesBack(t *testing.T) {
+	var lines []string
+	s := story{begin: older, goal: "2.0.0", ends: func(d *device, _ *Updater, _ loss) { lines = append(lines, d.state) }}
+	explore := func() {
+		lines = nil
+		e := newExplorer()
+		e.quick, e.share = true, 2000
+		bubble(t, func(t *testing.T) { e.explore(t, "", s, nothing) })
+	}
+	explore()
+	deepest := map[string]int{}
+	for _, line := range lines {
+		if strings.Contains(line, "and 30 years later") || strings.Count(line, "; ") == 2 {
+			deepest[line] = strings.Count(line, "; ")
+		}
+	}
+	all := slices.Sorted(maps.Keys(deepest))
+	require.Greater(t, len(all), 10)
+	for i := 0; i < len(all); i += len(all) / 5 {
+		t.Setenv("DISKTEST", all[i])
+		explore()
+		require.Contains(t, lines, all[i])
+		require.Less(t, len(lines), 5+deepest[all[i]], "that state, and those on the way to it")
+	}
+}
+
+// missed is a test in which something is not as it must be.
+type missed struct{ testing.TB }
+
+func (missed) Errorf(string, ...any) {}
+func (missed) FailNow()              { panic(missed{}) }
+
+// What the explorer asks of a state can be missed, and where the medium broke its word
+// it asks for less, but not for nothing.
+func TestSoundFindsFault(t *testing.T) {
+	const whole, rotten = "1.0.0", ""
+	for _, c := range []struct {
+		state           string
+		a, b            string
+		record          bootctl.Record
+		sound, betrayed bool
+	}{
+		{"two systems", whole, whole, bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.OK}, true, true},
+		{"one system", whole, rotten, bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.Bad}, true, true},
+		{"a fallback that is none", whole, rotten, bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.OK}, false, true},
+		{"a trial of nothing", whole, rotten, bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.OK, Trying: bootctl.B, Tries: 3}, false, true},
+		{"a trial with too many tries", whole, whole, bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.OK, Trying: bootctl.B, Tries: 9}, false, false},
+		{"good is lost, the other is there", whole, rotten, bootctl.Record{Good: bootctl.B, A: bootctl.OK, B: bootctl.OK}, false, true},
+		{"good is lost, the other may not boot", whole, rotten, bootctl.Record{Good: bootctl.B, A: bootctl.Bad, B: bootctl.OK}, false, false},
+		{"the last system is lost", rotten, rotten, bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.Bad}, false, false},
+		{"all is lost", rotten, rotten, bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.OK}, false, false},
+	} {
+		for betrayed, want := range map[bool]bool{false: c.sound, true: c.betrayed} {
+			d := newDevice(t, c.a, c.b)
+			_, err := d.disks[envDisk].WriteAt(grubenv.Image(c.record)[:grubenv.LedgerOffset], 0)
+			require.NoError(t, err)
+			d.t = missed{t}
+			sound := func() (ok bool) {
+				defer func() { ok = recover() == nil }()
+				d.sound(betrayed)
+				return
+			}()
+			require.Equal(t, want, sound, "%s, betrayed %v", c.state, betrayed)
+		}
+	}
 }
 
 // A program that is killed between the write of a boot record and its sync leaves one

@@ -49,6 +49,7 @@ type device struct {
 	store     *files
 	tuf       memoryStore
 	state     string // of the crash that it comes from, for messages
+	fault     string // that came before, which its states begin with
 	destroyed bool   // by any crash so far, beside what was lost
 	cuts      int    // of its power so far
 
@@ -94,7 +95,8 @@ type entry struct {
 // choice is what the loader chose, and how many disk operations came before it.
 type choice struct {
 	runs, tried bootctl.Slot
-	trials      int // of the slot that is tried, in a row
+	good        bootctl.Slot // of the boot record
+	trials      int          // of the slot that is tried, in a row
 	ops         int
 }
 
@@ -237,13 +239,22 @@ func onDisks(t testing.TB, disks []*disktest.Disk) *device {
 	}
 }
 
+// line is a state of the device that DISKTEST brings back.
+func (d *device) line(c *disktest.Crash) string {
+	if d.fault == "" {
+		return c.String()
+	}
+	return d.fault + ": " + c.String()
+}
+
 // after is the machine after a power cut, in the same world.
 func (d *device) after(crash *disktest.Crash) *device {
 	n := onDisks(d.t, crash.Disks())
 	n.w = d.w
 	n.sick, n.hangs, n.noData, n.loader, n.handler, n.migrate = d.sick, d.hangs, d.noData, d.loader, d.handler, d.migrate
 	n.store.lossy = d.store.lossy
-	n.state, n.destroyed, n.cuts = crash.String(), d.destroyed || crash.Destroyed(), d.cuts+1
+	n.fault = d.fault
+	n.state, n.destroyed, n.cuts = d.line(crash), d.destroyed || crash.Destroyed(), d.cuts+1
 	n.jump, n.guard = d.jump, d.guard
 	n.tuf = maps.Clone(d.tuf)
 	for id, e := range d.ledger {
@@ -292,8 +303,12 @@ func (d *device) record() bootctl.Record {
 func (d *device) look(f func()) { d.disks[0].Bench().Calm(f) }
 
 // holds returns the version of the whole, signed system that a slot holds; "" if
-// what is there is none. It looks at the medium and trusts nothing.
+// what is there is none, or there is no such slot. It looks at the medium and trusts
+// nothing.
 func (d *device) holds(s bootctl.Slot) (version string) {
+	if !s.Valid() {
+		return ""
+	}
 	d.look(func() {
 		record, err := partition.ReadRecord(d.root(s))
 		if err != nil {
@@ -348,11 +363,15 @@ func (d *device) powerOn() *Updater {
 func (d *device) load() (version string) {
 	env := d.disks[envDisk]
 	var boot boottest.Boot
+	var good bootctl.Slot
 	d.look(func() {
 		before := env.Bytes()
 		boot = boottest.GRUB(before, d.loader)
 		d.write(boot.Env)
 		d.slot, d.rebooting = boot.Slot, ""
+		if r, err := grubenv.Open(env).Load(); err == nil {
+			good = r.Good
+		}
 		// Nor would anything else boot, should a slot not load now.
 		for _, broken := range []bootctl.Slot{bootctl.A, bootctl.B} {
 			if s := boottest.GRUB(before, boottest.World{Broken: []bootctl.Slot{broken}}).Slot; s != "" {
@@ -371,7 +390,7 @@ func (d *device) load() (version string) {
 		most := d.w.by[version].m.Trial.Tries
 		require.LessOrEqual(d.t, d.trials, most, "%s: slot %s is tried for ever", d.state, d.slot)
 	}
-	d.ran = append(d.ran, choice{d.slot, d.tried, d.trials, d.ops()})
+	d.ran = append(d.ran, choice{d.slot, d.tried, good, d.trials, d.ops()})
 	d.boots++
 	d.bootID = fmt.Sprintf("boot-%d-%d", d.ids/1000, d.boots)
 	started := bootreport.Attempt{BootID: d.bootID, Slot: string(d.slot), Manifest: string(d.w.by[version].digest), Version: version, Stage: bootreport.StageStarted}
@@ -432,7 +451,7 @@ func (d *device) parts(version string) Parts {
 		Log:      slog.New(slog.DiscardHandler),
 		Memory:   memory, Checkpoint: every, MaxBegun: 3,
 	}
-	if d.state == "" || replaying { // thousands of crashes are too much to read
+	if d.state == "" || replaying() { // thousands of crashes are too much to read
 		p.Log = slog.New(slog.NewTextHandler(d.t.Output(), nil))
 	}
 	if d.noLedger {

@@ -95,6 +95,11 @@ func (c *Crash) Destroyed() bool {
 	return slices.ContainsFunc(c.fates, func(f fate) bool { return f == noise || f == unreadable })
 }
 
+// Lost tells whether anything that was written is not there, or not whole.
+func (c *Crash) Lost() bool {
+	return slices.ContainsFunc(c.fates, func(f fate) bool { return f != kept })
+}
+
 // Pending is the number of writes that were neither synced nor in flight.
 func (c *Crash) Pending() int {
 	n, last := 0, -1

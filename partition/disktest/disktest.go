@@ -19,6 +19,8 @@
 //
 //	DISKTEST='cut=7 n128o3x1' go test -run TestSavePowerCut
 //
+// A test may put words of its own before the line, with ": " between.
+//
 // # What can happen
 //
 // A sector is 512 bytes, the unit that real disks write whole. Each sector of

@@ -318,8 +318,8 @@ func TestReplay(t *testing.T) {
 		}
 	}
 	require.Greater(t, len(all), 100)
-	for _, want := range all {
-		t.Setenv("DISKTEST", want.line)
+	for i, want := range all {
+		t.Setenv("DISKTEST", []string{"", "what came before, of the test's own: "}[i%2]+want.line)
 		var got []state
 		for crash := range first().Crashes(disktest.Bounds{}) {
 			disks := crash.Disks()
@@ -334,6 +334,38 @@ func TestReplay(t *testing.T) {
 		}
 		require.Equal(t, []state{want}, got)
 	}
+}
+
+// What comes before a fault and what comes after it can be told apart, and so can a state
+// of which nothing is lost.
+func TestFiredAt(t *testing.T) {
+	b := disktest.NewBench()
+	one, two := b.Disk(fill('-', 4)), b.Disk(fill('-', 4))
+	one.Inject(disktest.Fault{Op: disktest.Write, At: 2, Err: syscall.EIO, Sticky: true})
+	one.Inject(disktest.Fault{Op: disktest.Sync, At: 1, Lie: true})
+	write(t, one, 'a', 0, 1)
+	write(t, two, 'b', 0, 1)
+	_, fired := one.FiredAt()
+	require.False(t, fired)
+	for range 2 {
+		_, err := one.WriteAt(fill('c', 1), 0)
+		require.ErrorIs(t, err, syscall.EIO)
+		write(t, two, 'd', 1, 1)
+		require.NoError(t, one.Sync())
+	}
+	ops, fired := one.FiredAt()
+	require.True(t, fired)
+	require.Equal(t, 2, ops, "the first of them")
+
+	lost := map[bool]int{}
+	for crash := range b.Crashes(disktest.Bounds{From: ops}) {
+		require.GreaterOrEqual(t, crash.Cut, ops)
+		whole := crash.Disks()[1].Bytes()[0] == 'b'
+		lost[crash.Lost()]++
+		require.False(t, !crash.Lost() && !whole, "%s", crash)
+	}
+	require.Positive(t, lost[true])
+	require.Positive(t, lost[false])
 }
 
 // A program that dies without a power cut leaves its unsynced writes in the

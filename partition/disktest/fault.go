@@ -23,6 +23,7 @@ type Fault struct {
 
 	seen  int
 	fired bool
+	at    int // operations of the bench before it fired
 }
 
 // Inject lets a fault happen. A loop over At is done when Fired says no:
@@ -49,14 +50,21 @@ func (d *Disk) Inject(f Fault) {
 
 // Fired says whether any injected fault has happened.
 func (d *Disk) Fired() bool {
+	_, fired := d.FiredAt()
+	return fired
+}
+
+// FiredAt returns after how many writes and syncs of the bench the first fault of the
+// disk happened; false if none has.
+func (d *Disk) FiredAt() (ops int, fired bool) {
 	d.bench.mu.Lock()
 	defer d.bench.mu.Unlock()
 	for _, f := range d.faults {
-		if f.fired {
-			return true
+		if f.fired && (!fired || f.at < ops) {
+			ops, fired = f.at, true
 		}
 	}
-	return false
+	return ops, fired
 }
 
 // Calm lets f use the disks of the bench without faults, and without counting for
@@ -103,7 +111,9 @@ func (d *Disk) fault(op Kind) *Fault {
 		}
 		f.seen++
 		if f.seen == f.At || f.Sticky && f.seen > f.At {
-			f.fired = true
+			if !f.fired {
+				f.fired, f.at = true, len(d.bench.log)
+			}
 			hit = f
 		}
 	}

@@ -12,6 +12,9 @@ func replayed(path string) string {
 	if all == "" {
 		return ""
 	}
+	if _, states, ok := strings.Cut(all, ": "); ok {
+		all = states // what is before them is the test's, as which fault came first
+	}
 	states := strings.Split(all, "; ")
 	depth := strings.Count(path, "; ")
 	if depth >= len(states) {
