@@ -115,7 +115,7 @@ var classes = [][2]string{
 	{"C6", "a flush that lies"},
 	{"C7", "an operation fails: EIO, ENOSPC, a short write"},
 	{"C8", "reads that flip a bit or come from elsewhere"},
-	{"C9", "a medium of the wrong size or kind"},
+	{"C9", "partitions of another size, or read-only"},
 	{"C10", "operations that take minutes"},
 	{"C11", "a second fault during recovery, and a third"},
 }
