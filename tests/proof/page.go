@@ -377,7 +377,7 @@ func fuzzed(b *Book, tree Tree) (Section, Bar) {
 
 // told is the table of the stories, each with the claim that it begins with.
 func told(facts Facts, b *Book, tree Tree) (Section, Bar) {
-	s := Section{Title: "Stories", Head: []string{"story", "claim", "this run"}, Intro: "Whole devices in QEMU, with firmware, loader, kernel, watchdog and, where a story needs it, TPM and broker."}
+	s := Section{Title: "Stories", Head: []string{"story", "this run", "claim"}, Intro: "Whole devices in QEMU, with firmware, loader, kernel, watchdog and, where a story needs it, TPM and broker."}
 	want := slices.Sorted(maps.Keys(tree.Stories))
 	if facts.Sample {
 		s.Intro += " A sample has those that requirements name."
@@ -386,7 +386,7 @@ func told(facts Facts, b *Book, tree Tree) (Section, Bar) {
 	good := 0
 	for _, name := range slices.Sorted(maps.Keys(tree.Stories)) {
 		o := b.Outcome(id("story " + name))
-		row := Row{[]string{name, tree.Stories[name], o.String()}, state(o == Passed)}
+		row := Row{[]string{name, o.String(), tree.Stories[name]}, state(o == Passed)}
 		switch wanted := slices.Contains(want, name); {
 		case wanted && o == Passed:
 			good++

@@ -25,11 +25,11 @@ const (
 
 // requirements are the rows of reference/reliability.md, split where two things are asked.
 var requirements = []Requirement{
-	{cra, "I (2)(a)", "no known exploitable vulnerabilities: the modules in which we know of holes are linked in versions without them", []string{"tests/proof.TestNoKnownHoles"}, ""},
+	{cra, "I (2)(a)", "known vulnerabilities: three that we know of in modules of the device or the desk do not come back, by the versions of these; others are not looked for", []string{"tests/proof.TestNoKnownHoles"}, ""},
 	{cra, "I (2)(b)", "secure by default: without keys, or without enough of them, nothing is accepted", []string{"updater/trust.TestKeySetRefused", "updater/trust.TestEnvelopeRefused", "tests/attacks.TestAttacks/statement/while-nobody-may-make-them", "tests/attacks.TestAttacks/signature"}, ""},
 	{cra, "I (2)(b)", "reset to the original state", nil, "the product's own data is the product's; the updater keeps nothing that a reset would have to undo"},
 	{cra, "I (2)(c)", "security updates, by themselves where the fleet wants so", []string{"updater.TestRunFollowsDesiredState", "updater.TestRunTriesAgain"}, ""},
-	{cra, "I (2)(c)", "updates can be postponed and cancelled; one that was begun or held back is not lost over a restart", []string{"updater.TestRunWaitsForLeave", "updater.TestRunCancelled", "updater.TestHold", "updater.TestRunKeepsWhatIsStillWanted", "story power_cut_while_writing_resumes"}, ""},
+	{cra, "I (2)(c)", "updates can be postponed and cancelled; one that was begun or held back is not lost over a restart", []string{"updater.TestRunWaitsForLeave", "updater.TestRunCancelled", "updater.TestHold", "updater.TestRunKeepsWhatIsStillWanted", "updater.TestInterruptedKeepsPlace"}, ""},
 	{cra, "I (2)(d)", "protection from unauthorised access: who may order, say and hear what, and change something on the device", []string{"transport/broker.TestAccess", "transport/broker.TestAccessWithoutCertificate", "updater/trust.TestStatement", "updater.TestRunIgnoresOthers", "updater/control.TestRefused", "tests/attacks.TestAttacks/statement"}, ""},
 	{cra, "I (2)(e)", "confidentiality of data in transit: a device says nothing, not even its name, to a broker without TLS, with an old one, or with a certificate of another authority", []string{"tests/attacks.TestAttacks/mqtt/plain-text", "tests/attacks.TestAttacks/mqtt/old-tls", "tests/attacks.TestAttacks/mqtt/wrong-authority"}, ""},
 	{cra, "I (2)(f)", "integrity of commands and programs, in transit and stored; corruption is reported", []string{"updater/trust.TestFlippedByte", "updater/trust.TestStatement", "updater.TestLyingSource", "partition/verity.TestRootNoticesEveryBlock", "updater.TestVerifySlot", "updater.TestReadBackFindsRot", "updater.TestRottenBase", "tests/attacks.TestAttacks/record"}, ""},
@@ -37,13 +37,13 @@ var requirements = []Requirement{
 	{cra, "I (2)(h)", "essential functions are available after an incident: the running system is left alone, and the old one comes back", []string{"updater.TestExplorer", "updater.TestSickReleaseReverts", "updater.TestDeadReleaseReverts"}, ""},
 	{cra, "I (2)(i)", "little harm to others' networks: retries grow rare, rates and budgets hold", []string{"updater.TestRunTriesAgain", "transport/mqtt.TestReadWithinRateAndBudget"}, ""},
 	{cra, "I (2)(j)", "attack surface: the size of input is bounded before memory is spent on it", []string{"updater/manifest.TestManifestLimits", "updater/trust/strictjson.TestCheckLimits", "transport/mqtt.TestGuardRefusesHugePacket", "partition.TestReadTableRefuses", "tests/attacks.TestAttacks/zstd"}, ""},
-	{cra, "I (2)(k)", "the effect of an incident is reduced: a bad release ends in the system before it", []string{"story trial_panics_reverts", "story trial_hangs_reverts", "story kernel_hangs_reverts", "story unhealthy_reverts"}, ""},
+	{cra, "I (2)(k)", "the effect of an incident is reduced: a bad release ends in the system before it", []string{"story trial_panics_reverts", "story kernel_hangs_reverts", "story unhealthy_reverts"}, ""},
 	{cra, "I (2)(l)", "what happened is recorded and told", []string{"updater.TestVerdictOncePerAttempt", "tpm.TestLedger", "bootctl/bootreport.TestExplain"}, ""},
 	{cra, "I (2)(m)", "users can remove their data", nil, "the data partition is the product's"},
 	{cra, "II (1)", "a release can carry a bill of materials, which its signed manifest names", []string{"updater/release/mkrelease.TestCreate"}, ""},
 	{cra, "II (7)", "updates are distributed securely", []string{"updater/trust.TestAttacks", "updater/trust.TestOfflineStick", "story bad_signature_refused"}, ""},
 
-	{iec, "EDR 3.10", "support for updates", []string{"updater.TestUpdateCommits", "story update_commit", "story update_over_mqtt", "story usb_stick"}, ""},
+	{iec, "EDR 3.10", "support for updates", []string{"updater.TestUpdateCommits", "story update_commit"}, ""},
 	{iec, "EDR 3.10 RE(1)", "authenticity and integrity are checked before an update is installed", []string{"updater/trust.TestEnvelopeCorruption", "updater.TestLyingSource", "story bad_signature_refused", "tests/attacks.TestAttacks/signature"}, ""},
 	{iec, "EDR 3.11", "physical tamper resistance", nil, "hardware"},
 	{iec, "EDR 3.12", "the supplier's roots of trust: only who has the old ones can replace them, and what is lost or garbled in the device's store brings no others", []string{"updater/trust.TestAttacks", "updater/trust.TestStoreCorrupted"}, ""},
