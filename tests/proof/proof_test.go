@@ -391,15 +391,21 @@ func TestEvidenceOfThisCommit(t *testing.T) {
 	}
 }
 
-// A whole run has the bugs tried that were not tried on this commit. If that comes to nothing
-// what was there before is not taken for its result: it is gone.
-func TestBugsAreTried(t *testing.T) {
-	dir := t.TempDir()
-	write := func(name, text string) {
+// aModule is a folder with a module of our name, and what writes a file into it.
+func aModule(t *testing.T) (dir string, write func(name, text string)) {
+	dir = t.TempDir()
+	write = func(name, text string) {
 		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 	}
 	write("go.mod", "module "+strings.TrimSuffix(Module, "/")+"\n\ngo 1.26\n")
+	return dir, write
+}
+
+// A whole run has the bugs tried that were not tried on this commit. If that comes to nothing
+// what was there before is not taken for its result: it is gone.
+func TestBugsAreTried(t *testing.T) {
+	dir, write := aModule(t)
 	// It stands in for the real one: says that it ran, and leaves what it is told to.
 	write("tests/mutants/main.go", `package main
 
@@ -498,12 +504,7 @@ func TestSample(t *testing.T) {
 // A run that goes on takes over what passed on the same commit, figures too, and runs the
 // rest again; of a tree that is no commit it keeps nothing.
 func TestAgain(t *testing.T) {
-	dir := t.TempDir()
-	write := func(name, text string) {
-		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
-		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
-	}
-	write("go.mod", "module "+strings.TrimSuffix(Module, "/")+"\n\ngo 1.26\n")
+	dir, write := aModule(t)
 	// Each says how often it has run.
 	const source = `package p
 
