@@ -140,19 +140,18 @@ func Make(facts Facts, b *Book, tree Tree, bugs Bugs) Page {
 	}
 
 	atLeast("states after a cut or fault in which what boots was looked at, or shown equal", "cuts", 1_000_000)
-	atLeast("runs to the end from such states", "cuts-resumed", 20_000)
+	atLeast("runs to the end after a cut or fault", "cuts-resumed", 20_000)
 	atMost("promises broken (1: one or more)", "cuts-violations", 0)
-	atMost("seconds that this took", "cuts-seconds", 480)
+	atMost("seconds that all these cuts and faults took", "cuts-seconds", 480)
 	cuts := Section{
 		Title: "Power cuts and faults",
 		Intro: fmt.Sprintf("A whole update, from order to commit or revert, runs in memory by the code that ships, on disks that record every write. "+
 			"The power may fail at each operation, and what was not flushed by then may be lost, torn or reordered; where that makes more states than fit, a sample of them is taken. "+
 			"A model of the loader says what boots in a state, and what the slots hold is compared with what was signed. "+
-			"States in which that was looked at: %s. States that were not, because all that looking reads is the same as in one of these: %s. "+
-			"Different contents of what looking reads: %s. "+
-			"In some of the states the device program was started, too, and ran to the end of its work: these are the runs to the end. Recoveries were cut again, up to %s cuts deep. "+
+			"Different contents of what looking reads, of all stories: %s. Of the states, %s were looked at; in %s others all that looking reads is the same as in one of these, which is how they were shown equal. "+
+			"After some of the cuts and faults the device program was started, too, and ran to the end of its work: these are the runs to the end. Recoveries were cut again, up to %s cuts deep. "+
 			"At a cut, up to %s writes were not flushed. A state that fails prints one line that replays it.",
-			group(figure("cuts-evaluated")), group(figure("cuts-equal")), group(figure("cuts-classes")), figure("cuts-depth"), figure("cuts-pending-writes")),
+			group(figure("cuts-classes")), group(figure("cuts-evaluated")), group(figure("cuts-equal")), figure("cuts-depth"), figure("cuts-pending-writes")),
 		Head: []string{"class", "what happens", "states"},
 	}
 	visited := 0
