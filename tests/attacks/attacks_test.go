@@ -84,6 +84,7 @@ func TestThreats(t *testing.T) {
 		}
 	}
 	covered, listed := map[string]int{}, map[string]int{}
+	dashed := regexp.MustCompile(`[^a-z0-9]+`)
 	var table strings.Builder
 	for _, th := range threats {
 		listed[th.Source]++
@@ -96,6 +97,8 @@ func TestThreats(t *testing.T) {
 			shown = found[0]
 		case th.Outside == "":
 			t.Errorf("no case for %s: %s", th.ID, th.Title)
+		default:
+			t.Attr("threat-outside-"+dashed.ReplaceAllString(strings.ToLower(th.ID), "-"), th.ID+", "+th.Title+": "+th.Outside)
 		}
 		fmt.Fprintf(&table, "%-30s %3d  %s\n", th.ID, len(found), shown)
 	}

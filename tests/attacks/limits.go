@@ -47,7 +47,7 @@ var limitAttacks = []Attack{
 		},
 	},
 	{
-		Name: "limits/disk-full-at-every-write", Input: "a data partition of 64 KiB with room for no to sixteen pages", Want: syscall.ENOSPC, Threats: []string{tufEndless, uptaneEndlessData},
+		Name: "limits/disk-full-at-every-write", Input: "a data partition of 64 KiB with room for no to twelve pages", Want: syscall.ENOSPC, Threats: []string{tufEndless, uptaneEndlessData},
 		Run: func(s *Scene) error {
 			s.device(theDesk().first, theDesk().old).keep(everything...)
 			dir := s.small()

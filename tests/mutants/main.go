@@ -12,8 +12,9 @@
 // failed that passes without the patch. One that does not build proves nothing, and counts as
 // a fault of its patch.
 //
-// The results go to build/mutants.json (or build/mutation-score.json). The end is
-// "bars: N/M met", and a non-zero exit code if a mutant survives, or its patch no longer fits.
+// The results go to build/mutants.json (or build/mutation-score.json), with the commit that they
+// were found on: make proof takes no others. The end is "bars: N/M met", and a non-zero exit code
+// if a mutant survives, or its patch no longer fits.
 //
 // A patch begins with a header, one "Key: text" a line (text goes on in lines that begin with
 // a space):
@@ -66,9 +67,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer os.RemoveAll(temp)
 	lab := lab{root: ".", folder: temp, plain: map[string]string{}, sound: map[string]error{}}
+	begun, err := commit(ctx, lab.root)
+	if err != nil {
+		return err
+	}
 	if *random > 0 {
-		scores, err := lab.scoreBars(ctx, stdout, *only, *random, *seed)
-		return errors.Join(err, save(*out, scores))
+		found, err := lab.scoreBars(ctx, stdout, *only, *random, *seed)
+		return errors.Join(err, save(ctx, lab.root, *out, evidence{Commit: begun, Only: *only, Most: *random, Packages: len(scores), Results: found}))
 	}
 	mutants, err := read(*folder, *only)
 	if err != nil {
@@ -90,7 +95,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		results = append(results, r)
 		fmt.Fprintln(stdout, r.line())
 	}
-	if err := save(*out, results); err != nil {
+	if err := save(ctx, lab.root, *out, evidence{Commit: begun, Only: *only, Results: results}); err != nil {
 		return err
 	}
 	return bars(stdout, results)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"go/parser"
 	"go/token"
 	"os"
@@ -135,4 +136,50 @@ func f(a, b int, ok bool) int {
 	require.NoError(t, err)
 	require.Len(t, v.changes, 7)
 	require.Contains(t, string(got), "\n\tif a >= b && (ok ||\n")
+}
+
+// What was found says of which commit; a tree that is not what was committed, when the search
+// began or when it ended, is said to be none.
+func TestEvidenceNamesCommit(t *testing.T) {
+	dir := t.TempDir()
+	git := func(args ...string) string {
+		cmd := exec.Command("git", append([]string{"-C", dir, "-c", "user.name=n", "-c", "user.email=e"}, args...)...)
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return strings.TrimSpace(string(out))
+	}
+	write := func(text string) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), []byte(text), 0o644))
+	}
+	git("init", "-q")
+	_, err := commit(t.Context(), dir)
+	require.ErrorContains(t, err, "which commit")
+	write("one")
+	git("add", "file")
+	git("commit", "-q", "-m", "one")
+	one := git("rev-parse", "HEAD")
+
+	path := filepath.Join(t.TempDir(), "build", "found.json")
+	for _, c := range []struct {
+		state     string
+		meanwhile func()
+		want      string
+	}{
+		{"nothing changes", func() {}, one},
+		{"somebody edits meanwhile", func() { write("two") }, one + withChanges},
+		{"it was edited before", func() {}, one + withChanges},
+		{"it was edited before, and then it was not", func() { write("one") }, one + withChanges},
+		{"another commit meanwhile", func() { git("commit", "-q", "--allow-empty", "-m", "two") }, one + withChanges},
+	} {
+		begun, err := commit(t.Context(), dir)
+		require.NoError(t, err, c.state)
+		c.meanwhile()
+		require.NoError(t, save(t.Context(), dir, path, evidence{Commit: begun, Results: []result{{KilledBy: "TestX"}}}), c.state)
+		text, err := os.ReadFile(path)
+		require.NoError(t, err, c.state)
+		var got evidence
+		require.NoError(t, json.Unmarshal(text, &got), c.state)
+		require.Equal(t, c.want, got.Commit, c.state)
+		require.Len(t, got.Results, 1)
+	}
 }

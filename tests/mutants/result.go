@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -33,9 +35,53 @@ func (r result) line() string {
 	return fmt.Sprintf("%-46s %-14s %6.1f s  %s", r.Name, r.Class, r.Seconds, by)
 }
 
-// save writes the results for make proof.
-func save(path string, results any) error {
-	text, err := json.MarshalIndent(results, "", "  ")
+// evidence is what goes into a file for make proof.
+type evidence struct {
+	// Commit is what the tree was while all this was found: a hash, with withChanges behind it
+	// if it was not what was committed, or did not stay so.
+	Commit   string `json:"commit"`
+	Only     string `json:"only,omitempty"`     // some of the mutants: the expression of -run
+	Most     int    `json:"most,omitempty"`     // random mutants of a package that were asked for
+	Packages int    `json:"packages,omitempty"` // that have a score where all are measured
+	Results  any    `json:"results"`
+}
+
+// withChanges marks a tree that no commit describes.
+const withChanges = "+changes"
+
+// commit says of what the tree is.
+func commit(ctx context.Context, root string) (string, error) {
+	git := func(args ...string) (string, error) {
+		cmd := exec.CommandContext(ctx, "git", args...)
+		cmd.Dir = root
+		out, err := cmd.Output()
+		if err != nil {
+			return "", fmt.Errorf("which commit is it? git %s: %w", args[0], err)
+		}
+		return strings.TrimSpace(string(out)), nil
+	}
+	hash, err := git("rev-parse", "HEAD")
+	if err != nil {
+		return "", err
+	}
+	changes, err := git("status", "--porcelain")
+	if changes != "" {
+		hash += withChanges
+	}
+	return hash, err
+}
+
+// save writes the results for make proof. A tree that is another one now than when the search
+// began was none of the two all the time.
+func save(ctx context.Context, root, path string, e evidence) error {
+	now, err := commit(context.WithoutCancel(ctx), root)
+	if err != nil {
+		return err
+	}
+	if now != e.Commit {
+		e.Commit = strings.TrimSuffix(e.Commit, withChanges) + withChanges
+	}
+	text, err := json.MarshalIndent(e, "", "  ")
 	if err != nil {
 		return err
 	}

@@ -2,9 +2,11 @@ package proof
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -48,7 +50,7 @@ type Book struct {
 	Packages map[string]Outcome
 	Figures  map[string]Figure // by key
 	Seconds  map[string]float64
-	// Words are the last lines of tests that failed.
+	// Words are the last lines of tests that failed or were skipped.
 	Words map[string][]string
 }
 
@@ -94,7 +96,7 @@ func (b *Book) Read(r io.Reader) error {
 				b.Tests[name] = Outcome(e.Action)
 			}
 			b.Seconds[name] = e.Elapsed
-			if e.Action != "fail" {
+			if e.Action == "pass" {
 				delete(b.Words, name)
 			}
 		}
@@ -138,6 +140,24 @@ func (b *Book) Failed(pkg string) (names []string) {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// Skipped are the tests that were skipped, and why, by name.
+func (b *Book) Skipped() (rows []Row) {
+	for _, name := range slices.Sorted(maps.Keys(b.Tests)) {
+		if b.Tests[name] != Skipped {
+			continue
+		}
+		var why []string
+		for _, line := range b.Words[name] {
+			// "    file_test.go:12: the reason", "--- SKIP: TestName (0.00s)"
+			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "--- ") {
+				why = append(why, line)
+			}
+		}
+		rows = append(rows, Row{[]string{name, cmp.Or(strings.Join(why, "\n"), "no reason given")}, None})
+	}
+	return rows
 }
 
 // Count says how many tests, subtests included, ended in each way.

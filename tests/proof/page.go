@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,13 +13,12 @@ import (
 
 // Facts are where and of what a page was made.
 type Facts struct {
-	Commit    string // and whether the tree is it
-	Committed time.Time
-	Date      time.Time
-	Changed   bool        // the tree is not what was committed
-	Sample    bool        // of what takes long, only what CI runs was run
-	Kept      int         // packages that passed in an earlier run on this commit, and did not run again
-	Lines     [][2]string // of the machine and its tools: what, which
+	Commit  string // hash, date, and whether the tree is it
+	Date    time.Time
+	Changed bool        // the tree is not what was committed
+	Sample  bool        // of what takes long, only what CI runs was run
+	Kept    int         // packages that passed in an earlier run on this commit, and did not run again
+	Lines   [][2]string // of the machine and its tools: what, which
 }
 
 // Mutant is a seeded bug and what became of it (build/mutants.json, make mutants).
@@ -34,16 +34,21 @@ type Mutant struct {
 // Score is what became of random bugs in a package (build/mutation-score.json, make mutants
 // SCORE=60).
 type Score struct {
-	Package string  `json:"package"`
-	Tried   int     `json:"tried"`
-	Killed  int     `json:"killed"`
-	Percent float64 `json:"percent"`
+	Package   string  `json:"package"`
+	Places    int     `json:"places"`    // at which something could be changed
+	Unreached int     `json:"unreached"` // that no test comes to
+	Tried     int     `json:"tried"`     // of the others
+	Killed    int     `json:"killed"`
+	Percent   float64 `json:"percent"`
 }
 
-// Bugs are those put in on purpose.
+// Bugs are those put in on purpose, on the commit of the page.
 type Bugs struct {
-	Mutants []Mutant
-	Scores  []Score
+	Mutants  []Mutant
+	Scores   []Score
+	Packages int // that have a score where all are measured
+	// Why there are none of a kind, or why those that there were do not count.
+	NoMutants, NoScores string
 }
 
 // Page is all that is shown.
@@ -110,7 +115,7 @@ var classes = [][2]string{
 	{"C6", "a flush that lies"},
 	{"C7", "an operation fails: EIO, ENOSPC, a short write"},
 	{"C8", "reads that flip a bit or come from elsewhere"},
-	{"C9", "a medium of the wrong size or kind"},
+	{"C9", "partitions of another size, or read-only"},
 	{"C10", "operations that take minutes"},
 	{"C11", "a second fault during recovery, and a third"},
 }
@@ -134,14 +139,19 @@ func Make(facts Facts, b *Book, tree Tree, bugs Bugs) Page {
 		p.Bars = append(p.Bars, Bar{what, "at most " + whole(want), group(got), err == nil && n <= want})
 	}
 
-	atLeast("power cuts and other faults, each followed by a boot", "cuts", 1_000_000)
-	atLeast("of these taken to the end", "cuts-resumed", 20_000)
-	atMost("promises broken", "cuts-violations", 0)
+	atLeast("states after a cut or fault in which what boots was looked at, or shown equal", "cuts", 1_000_000)
+	atLeast("runs to the end after a cut or fault", "cuts-resumed", 20_000)
+	atMost("promises broken (1: one or more)", "cuts-violations", 0)
+	atMost("seconds that all these cuts and faults took", "cuts-seconds", 480)
 	cuts := Section{
 		Title: "Power cuts and faults",
-		Intro: fmt.Sprintf("A whole update, from order to commit or revert, runs in memory by the code that ships, on a disk that records every write. Each state that a cut at any moment may leave is booted: "+
-			"%s were looked at, %s shown equal to one of these by all that was read. Classes of states: %s; depth of cuts in recoveries from cuts: %s. A state that fails prints one line that replays it.",
-			group(figure("cuts-evaluated")), group(figure("cuts-equal")), group(figure("cuts-classes")), figure("cuts-depth")),
+		Intro: fmt.Sprintf("A whole update, from order to commit or revert, runs in memory by the code that ships, on disks that record every write. "+
+			"The power may fail at each operation, and what was not flushed by then may be lost, torn or reordered; where that makes more states than fit, a sample of them is taken. "+
+			"A model of the loader says what boots in a state, and what the slots hold is compared with what was signed. "+
+			"Different contents of what looking reads, of all stories: %s. Of the states, %s were looked at; in %s others all that looking reads is the same as in one of these, which is how they were shown equal. "+
+			"After some of the cuts and faults the device program was started, too, and ran to the end of its work: these are the runs to the end. Recoveries were cut again, up to %s cuts deep. "+
+			"At a cut, up to %s writes were not flushed. A state that fails prints one line that replays it.",
+			group(figure("cuts-classes")), group(figure("cuts-evaluated")), group(figure("cuts-equal")), figure("cuts-depth"), figure("cuts-pending-writes")),
 		Head: []string{"class", "what happens", "states"},
 	}
 	visited := 0
@@ -161,41 +171,28 @@ func Make(facts Facts, b *Book, tree Tree, bugs Bugs) Page {
 	atLeast("attacks", "attacks", 130)
 	atMost("MiB of memory in any attack", "attack-peak-mib", 64)
 	p.Sections = append(p.Sections, attacks(b, figure("attack-variants")))
-	threats := Section{Title: "Threats", Intro: "Named threats with at least one attack, of those that the lists have; what a device can do nothing about has its reason in tests/attacks/threats.go.", Head: []string{"list", "covered"}}
-	for _, list := range []struct {
-		name, key string
-		want      int
-	}{{"TUF", "threats-tuf", 9}, {"Uptane", "threats-uptane", 10}, {"SUIT", "threats-suit", 18}} {
-		got := figure(list.key)
-		var covered, listed int
-		_, err := fmt.Sscanf(got, "%d of %d", &covered, &listed)
-		all := err == nil && covered == listed
-		if err == nil && !all && b.Tests["tests/attacks.TestThreats"] == Passed {
-			// The test sees to it that each of the others has one.
-			got, all = got+", and reasons for the others", true
-		}
-		bar := Bar{"threats of " + list.name, fmt.Sprint(list.want), got, all && listed >= list.want}
-		p.Bars = append(p.Bars, bar)
-		threats.Rows = append(threats.Rows, Row{[]string{list.name, got}, state(bar.Met)})
-	}
-	p.Sections = append(p.Sections, threats)
-
-	section, bars := seeded(bugs.Mutants, tree.Mutants)
+	section, bars := threatened(b, figure)
 	p.Bars, p.Sections = append(p.Bars, bars...), append(p.Sections, section)
-	if len(bugs.Scores) > 0 {
-		p.Sections = append(p.Sections, scored(bugs.Scores))
+
+	section, bars = seeded(bugs, tree.Mutants)
+	p.Bars, p.Sections = append(p.Bars, bars...), append(p.Sections, section)
+	section, bar := scored(bugs)
+	if p.Sections = append(p.Sections, section); !facts.Sample {
+		p.Bars = append(p.Bars, bar)
 	}
 
-	section, bar := fuzzed(b, tree)
+	section, bar = fuzzed(b, tree)
 	p.Bars, p.Sections = append(p.Bars, bar), append(p.Sections, section)
 
 	atMost("bytes written per byte of blocks that change", "wear-ratio-worst", 1.05)
-	atMost("sectors of flash written beside, per update", "wear-metadata-sectors-worst", 8)
+	atMost("bytes written beside them per update, in units of 4 KiB", "wear-metadata-sectors-worst", 8)
 	atLeast("days without work", "idle-days", 30)
-	atMost("writes in them", "idle-writes", 0)
+	atMost("writes of the agent and the loader in them", "idle-writes", 0)
 	atLeast("years in one go", "soak-years", 10)
 	p.Sections = append(p.Sections, figures("Wear and years",
-		"An update writes the blocks of 4 KiB in which the spare slot differs, and a few sectors (of 4 KiB, too) about itself, over all disks and whoever writes. Years pass in virtual time, and the process holds as much at their end as after the first.",
+		"An update writes the blocks of 4 KiB in which the spare slot differs, and a little about itself. A write of 512 bytes programs a whole page of most flash, so pages are counted too. "+
+			"What a file system writes about its files, and the ledger's log of a board with a TPM, are not in these numbers. A boot leaves two lines in the boot log, with or without work. "+
+			"Years pass in virtual time, and the process holds as much at their end as after the first.",
 		b, claimed, "wear-", "idle-", "soak-"))
 	crosschecked := "QEMU's recorder, its disks and strace look at the same program; the real GRUB boots what the model says that it boots."
 	if facts.Sample {
@@ -203,17 +200,32 @@ func Make(facts Facts, b *Book, tree Tree, bugs Bugs) Page {
 	} else {
 		atLeast("machines killed while GRUB counts tries", "grub-kills", 1000)
 		atLeast("machines killed in an update", "guest-kills", 20)
+		atLeast("of these while it was installed", "guest-kills-installing", 1)
+		atLeast("of these in the boot into the trial", "guest-kills-booting", 1)
+		atLeast("of these in the trial", "guest-kills-trial", 1)
 		atLeast("disks after a power cut that the real GRUB booted", "replayed-disks", 200)
 	}
 	p.Sections = append(p.Sections, figures("Cross-checks by tools that are not ours",
 		crosschecked,
-		b, claimed, "crosscheck-", "replayed-", "strace-", "blkdebug-", "process-", "grub-", "guest-", "kill-", "hostile-", "file-"))
+		b, claimed, "crosscheck-", "replayed-", "strace-", "blkdebug-", "process-", "grub-", "guest-", "kill-"))
+	p.Sections = append(p.Sections, figures("Models",
+		"These are ours: a model of the loader, which the real GRUB was held against in the cases of the section above and of bootctl/boottest, and a model of a file system that loses power.",
+		b, claimed, "hostile-", "file-"))
+
+	section, bar = told(facts, b, tree)
+	p.Bars, p.Sections = append(p.Bars, bar), append(p.Sections, section)
 
 	section, bar = tested(requirements, b, tree)
 	p.Bars, p.Sections = append(p.Bars, bar), append(p.Sections, section)
 
-	section, bar = ran(b)
+	section, bar = ran(b, all(facts.Sample))
 	p.Bars, p.Sections = append(p.Bars, bar), append(p.Sections, section)
+	if skipped := b.Skipped(); len(skipped) > 0 {
+		p.Sections = append(p.Sections, Section{
+			Title: "Skipped tests", Head: []string{"test", "why"}, Rows: skipped,
+			Intro: "They show nothing in this run. A bar or a requirement that needs one of them is missed.",
+		})
+	}
 	if rest := figures("Other figures", "", b, claimed, ""); len(rest.Rows) > 0 {
 		p.Sections = append(p.Sections, rest)
 	}
@@ -257,14 +269,52 @@ func attacks(b *Book, variants string) Section {
 	return s
 }
 
+// threatened is the table of what others have named. A list is covered where each of its
+// threats has an attack, or a reason, which is shown, why a device can do nothing about it.
+func threatened(b *Book, figure func(string) string) (Section, []Bar) {
+	s := Section{
+		Title: "Threats", Head: []string{"list", "covered by attacks"},
+		Intro: "Named threats with at least one attack, of those that the lists have; for each of the others, the reason why a device can do nothing about it.",
+	}
+	var bars []Bar
+	for _, list := range []struct {
+		name, key, outside string
+		want               int
+	}{
+		{"TUF", "threats-tuf", "threat-outside-tuf-", 9},
+		{"Uptane", "threats-uptane", "threat-outside-uptane-", 10},
+		{"SUIT", "threats-suit", "threat-outside-threat-", 18},
+	} {
+		got := figure(list.key)
+		var covered, listed int
+		_, err := fmt.Sscanf(got, "%d of %d", &covered, &listed)
+		var reasons []Row
+		for _, key := range slices.Sorted(maps.Keys(b.Figures)) {
+			if strings.HasPrefix(key, list.outside) {
+				reasons = append(reasons, Row{[]string{list.name, "no attack: " + figure(key)}, None})
+			}
+		}
+		if len(reasons) > 0 {
+			got += fmt.Sprintf(", and %d with a reason", len(reasons))
+		}
+		met := err == nil && listed >= list.want && covered+len(reasons) == listed && b.Tests["tests/attacks.TestThreats"] == Passed
+		bars = append(bars, Bar{"threats of " + list.name, fmt.Sprintf("%d, or a reason", list.want), got, met})
+		s.Rows = append(append(s.Rows, Row{[]string{list.name, got}, state(met)}), reasons...)
+	}
+	return s, bars
+}
+
 // seeded is the table of the mutants, of which there are so many patches in the tree.
-func seeded(mutants []Mutant, patches int) (Section, []Bar) {
+func seeded(bugs Bugs, patches int) (Section, []Bar) {
 	s := Section{
 		Title: "Seeded bugs", Head: []string{"bug", "class", "killed by", "seconds"},
 		Intro: "Each is put into the code on purpose; a test has to notice. A proof that cannot fail proves nothing.",
 	}
+	if bugs.NoMutants != "" {
+		s.Rows = append(s.Rows, Row{[]string{bugs.NoMutants, "", "none", ""}, Bad})
+	}
 	killed := 0
-	for _, m := range mutants {
+	for _, m := range bugs.Mutants {
 		by := cmp.Or(m.KilledBy, "SURVIVED")
 		if m.Error != "" {
 			by = "ERROR: " + m.Error
@@ -275,20 +325,39 @@ func seeded(mutants []Mutant, patches int) (Section, []Bar) {
 		}
 		s.Rows = append(s.Rows, Row{[]string{strings.TrimSpace(m.Name + ": " + m.Bug), m.Class, by, fmt.Sprintf("%.1f", m.Seconds)}, state(dead)})
 	}
-	want := max(24, patches)
+	want, all := max(24, patches), len(bugs.Mutants)
 	return s, []Bar{
-		{"seeded bugs", fmt.Sprint("at least ", want), fmt.Sprint(len(mutants)), len(mutants) >= want},
-		{"of these noticed", fmt.Sprint(len(mutants)), fmt.Sprint(killed), len(mutants) > 0 && killed == len(mutants)},
+		{"seeded bugs", fmt.Sprint("at least ", want), fmt.Sprint(all), all >= want},
+		{"of these noticed", fmt.Sprint(all), fmt.Sprint(killed), all > 0 && killed == all},
 	}
 }
 
+// leastScore is how many of the random bugs, in percent, have to be noticed.
+const leastScore = 80
+
 // scored is the table of random bugs. Some of them change nothing that anybody could notice.
-func scored(scores []Score) Section {
-	s := Section{Title: "Random bugs", Intro: "Small changes at random places that some test comes to; at least 80 of 100 have to be noticed.", Head: []string{"package", "tried", "noticed", "percent"}}
-	for _, c := range scores {
-		s.Rows = append(s.Rows, Row{[]string{c.Package, fmt.Sprint(c.Tried), fmt.Sprint(c.Killed), fmt.Sprintf("%.1f", c.Percent)}, state(c.Percent >= 80)})
+func scored(bugs Bugs) (Section, Bar) {
+	s := Section{
+		Title: "Random bugs", Head: []string{"package", "places", "not reached", "tried", "noticed", "percent"},
+		Intro: fmt.Sprintf("Small changes at random places; at least %d of 100 have to be noticed. They are tried only at places that some test comes to: how many it comes to is in the table, and the percentage says nothing about the others.", leastScore),
 	}
-	return s
+	if bugs.NoScores != "" {
+		s.Rows = append(s.Rows, Row{[]string{bugs.NoScores, "", "", "", "", "none"}, Bad})
+	}
+	bar := Bar{"random bugs noticed, worst package, percent", fmt.Sprintf("at least %d", leastScore), "none", len(bugs.Scores) > 0 && len(bugs.Scores) >= bugs.Packages}
+	worst := math.Inf(1)
+	for _, c := range bugs.Scores {
+		percent := fmt.Sprintf("%.1f", c.Percent)
+		if c.Percent < worst {
+			worst, bar.Got = c.Percent, percent+" in "+c.Package
+		}
+		bar.Met = bar.Met && c.Percent >= leastScore
+		s.Rows = append(s.Rows, Row{[]string{c.Package, fmt.Sprint(c.Places), fmt.Sprint(c.Unreached), fmt.Sprint(c.Tried), fmt.Sprint(c.Killed), percent}, state(c.Percent >= leastScore)})
+	}
+	if missing := bugs.Packages - len(bugs.Scores); missing > 0 {
+		bar.Got += fmt.Sprintf(", and %d packages without a score", missing)
+	}
+	return s, bar
 }
 
 // fuzzed is the table of the fuzz targets, of which a run of the tests replays the corpora.
@@ -297,17 +366,69 @@ func fuzzed(b *Book, tree Tree) (Section, Bar) {
 	good := 0
 	for _, name := range tree.Fuzz {
 		o := b.Tests[name]
-		row := Row{[]string{name, fmt.Sprint(tree.Seeds[name]), o.String()}, None}
-		switch o {
-		case Passed:
-			row.State = Good
+		if o == Passed {
 			good++
-		case Failed:
-			row.State = Bad
+		}
+		s.Rows = append(s.Rows, Row{[]string{name, fmt.Sprint(tree.Seeds[name]), o.String()}, state(o == Passed)})
+	}
+	return s, Bar{"fuzz targets replayed: all of the tree", fmt.Sprint(len(tree.Fuzz)), fmt.Sprint(good), good >= 10 && good == len(tree.Fuzz)}
+}
+
+// told is the table of the stories, each with the claim that it begins with.
+func told(facts Facts, b *Book, tree Tree) (Section, Bar) {
+	s := Section{Title: "Stories", Head: []string{"story", "this run", "claim"}, Intro: "Whole devices in QEMU, with firmware, loader, kernel, watchdog and, where a story needs it, TPM and broker."}
+	want := slices.Sorted(maps.Keys(tree.Stories))
+	if facts.Sample {
+		s.Intro += " A sample has those that requirements name."
+		want = storiesOf(requirements)
+	}
+	good := 0
+	for _, name := range slices.Sorted(maps.Keys(tree.Stories)) {
+		o := b.Outcome(id("story " + name))
+		row := Row{[]string{name, o.String(), tree.Stories[name]}, state(o == Passed)}
+		switch wanted := slices.Contains(want, name); {
+		case wanted && o == Passed:
+			good++
+		case !wanted && o == NotRun:
+			row.State = None
 		}
 		s.Rows = append(s.Rows, row)
 	}
-	return s, Bar{"fuzz targets replayed", "at least 10", fmt.Sprint(good), good >= 10}
+	return s, Bar{"stories that passed", fmt.Sprint(len(want)), fmt.Sprint(good), len(want) > 0 && good == len(want)}
+}
+
+// names says what figures are, where their keys do not. A figure that is not here is shown
+// by its key.
+var names = map[string]string{
+	"wear-ratio-worst":            "bytes written per byte of blocks that change, worst case",
+	"wear-metadata-sectors-worst": "bytes written beside them per update, in units of 4 KiB, worst case",
+	"wear-metadata-pages-worst":   "pages of 4 KiB touched by writes beside them per update, worst case",
+	"idle-days":                   "days without work",
+	"idle-writes":                 "writes of the agent and the loader in them",
+	"idle-boot-log-bytes":         "bytes in the boot log per boot, worst case",
+	"soak-years":                  "years in one go",
+	"soak-updates":                "updates in them",
+	"soak-reverts":                "updates that were reverted in them",
+	"soak-power-cuts":             "power cuts in them",
+	"soak-outages":                "outages of the link in them",
+	"crosscheck-ops":              "disk operations that QEMU's recorder and ours saw alike",
+	"guest-sectors":               "sectors that a guest's kernel changed as our recorder says",
+	"replayed-disks":              "disks after a power cut, made from QEMU's log, that the real GRUB booted",
+	"strace-faults":               "system calls of the device program that strace made fail",
+	"process-kills":               "device programs killed at a system call",
+	"blkdebug-faults":             "disks of which QEMU made sectors fail",
+	"grub-kills":                  "machines killed while GRUB counts tries",
+	"guest-kills":                 "machines killed in an update",
+	"guest-kills-installing":      "of these while it was installed",
+	"guest-kills-booting":         "of these in the boot into the trial",
+	"guest-kills-trial":           "of these in the trial",
+	"hostile-environments":        "random and lying boot records that the model booted from",
+	"hostile-environment-boots":   "boots of the model from them",
+	"hostile-environment-trials":  "of these, boots of a system on trial",
+	"file-crash-states":           "states of a file after a power cut",
+	"file-faults":                 "faults while a file was replaced",
+	"mutants-seeded":              "patches that put a bug into the code",
+	"mutants-syncs":               "bugs made of the syncs in the code",
 }
 
 // figures is a table of all figures with one of the prefixes that are not shown yet.
@@ -319,7 +440,7 @@ func figures(title, intro string, b *Book, claimed map[string]bool, prefixes ...
 			continue
 		}
 		claimed[key] = true
-		s.Rows = append(s.Rows, Row{Cells: []string{strings.ReplaceAll(key, "-", " "), group(b.Figures[key].Value), b.Figures[key].Test}})
+		s.Rows = append(s.Rows, Row{Cells: []string{cmp.Or(names[key], strings.ReplaceAll(key, "-", " ")), group(b.Figures[key].Value), b.Figures[key].Test}})
 	}
 	return s
 }
@@ -328,7 +449,7 @@ func figures(title, intro string, b *Book, claimed map[string]bool, prefixes ...
 func tested(rows []Requirement, b *Book, tree Tree) (Section, Bar) {
 	s := Section{
 		Title: "Requirements tested against", Head: []string{"standard", "row", "asked, in our words", "shown by"},
-		Intro: "Each row was tested against by the tests that it names, in this run. Rows that are for others than an updater claim nothing.",
+		Intro: "Each row was tested against by the tests that it names, in this run. Rows that are for others than an updater, or that no test shows, claim nothing.",
 	}
 	claimed, passed := 0, 0
 	for _, r := range rows {
@@ -360,14 +481,13 @@ func tested(rows []Requirement, b *Book, tree Tree) (Section, Bar) {
 }
 
 // ran is the table of packages.
-func ran(b *Book) (Section, Bar) {
+func ran(b *Book, list []Run) (Section, Bar) {
 	n := b.Count()
 	s := Section{
 		Title: "What ran", Head: []string{"package", "shows", "outcome", "seconds"},
 		Intro: fmt.Sprintf("Tests and subtests: %s passed, %d skipped, %d failed.", group(fmt.Sprint(n[Passed])), n[Skipped], n[Failed]),
 	}
 	good := 0
-	list := all()
 	for _, r := range list {
 		o := b.Packages[r.Package]
 		if o == Passed {

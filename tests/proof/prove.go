@@ -2,9 +2,9 @@
 // device, on which commit, and what came of it.
 //
 // It runs the tests of the packages in runs.go, reads what they say (`go test -json`), of
-// which the figures that they publish with testing.T.Attr are the most, joins the seeded
-// bugs of make mutants, and holds all that against bars and against the rows of standards
-// in requirements.go. The page is build/proof.txt and build/proof.html, a file without
+// which the figures that they publish with testing.T.Attr are the most, joins the seeded and
+// the random bugs of make mutants, if they were tried on this commit, and holds all that
+// against bars and against the rows of standards in requirements.go. The page is build/proof.txt and build/proof.html, a file without
 // scripts that a phone shows and a printer prints. Nothing on it is written by hand but the
 // words: a figure that no test published is shown as none, and misses its bar.
 package proof
@@ -49,7 +49,7 @@ func Prove(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	list := slices.DeleteFunc(all(), func(r Run) bool { return !only.MatchString(r.Package) })
+	list := slices.DeleteFunc(all(o.Quick), func(r Run) bool { return !only.MatchString(r.Package) })
 	tree, err := Look(o.Root)
 	if err != nil {
 		return err
@@ -65,9 +65,9 @@ func Prove(ctx context.Context, o Options) error {
 	if facts.Kept, err = o.each(ctx, list, b, facts); err != nil {
 		return err
 	}
-	bugs, err := o.bugs(ctx, facts.Committed)
+	bugs, err := o.bugs(ctx, facts)
 	if err != nil {
-		fmt.Fprintln(o.Stdout, "proof: seeded bugs:", err)
+		return err
 	}
 	page := Make(facts, b, tree, bugs)
 	if err := o.write(page); err != nil {
@@ -136,12 +136,11 @@ func (o Options) said(r Run, facts Facts) string {
 	if facts.Changed {
 		return ""
 	}
-	commit, _, _ := strings.Cut(facts.Commit, " ")
 	name := strings.ReplaceAll(r.Package, "/", "-")
 	if facts.Sample {
 		name += "-sample"
 	}
-	return filepath.Join(o.Out, "proof", commit, name+".json")
+	return filepath.Join(o.Out, "proof", facts.hash(), name+".json")
 }
 
 // before takes over what a package said in an earlier run, if that was asked for and all its
@@ -216,35 +215,118 @@ func (o Options) test(ctx context.Context, r Run, b *Book, said string) error {
 	return os.Rename(said+".new", said)
 }
 
-// bugs reads what make mutants found, and has it run where that was not done since the
-// commit. Random bugs take an hour, and are shown where somebody had them tried.
-func (o Options) bugs(ctx context.Context, committed time.Time) (Bugs, error) {
+// errEvidence means that what was found about bugs is not of this commit, or not all, and so
+// does not count.
+var errEvidence = errors.New("does not count")
+
+// evidence is what package mutants leaves.
+type evidence struct {
+	Commit   string
+	Only     string
+	Most     int
+	Packages int
+	Results  json.RawMessage
+}
+
+// mostRandom is how many random bugs of each package a page asks for.
+const mostRandom = 60
+
+// bugs reads what make mutants found on this commit, and has it run where it has not yet. What
+// it found on another one is shown nowhere. A tree with changes is like no other, not even
+// like itself a minute ago: there it always runs. Random bugs take half an hour, and a sample
+// has them only where they are there.
+func (o Options) bugs(ctx context.Context, facts Facts) (Bugs, error) {
 	var bugs Bugs
-	path := filepath.Join(o.Out, "mutants.json")
-	if found, err := os.Stat(path); o.Only == "" && (err != nil || found.ModTime().Before(committed)) {
-		fmt.Fprintln(o.Stdout, "seeded bugs: make mutants")
-		cmd := exec.CommandContext(ctx, "go", "run", "./tests/mutants", "-out", path)
-		cmd.Dir, cmd.Stdout, cmd.Stderr = o.Root, o.Stdout, os.Stderr
-		if err := cmd.Run(); err != nil {
-			fmt.Fprintln(o.Stdout, "proof: make mutants:", err) // what it wrote says which
+	mutants := func(e evidence) error { return json.Unmarshal(e.Results, &bugs.Mutants) }
+	scores := func(e evidence) error {
+		if e.Most < mostRandom {
+			return fmt.Errorf("%w: it tried at most %d of each package, and not %d", errEvidence, e.Most, mostRandom)
 		}
+		bugs.Packages = e.Packages
+		return json.Unmarshal(e.Results, &bugs.Scores)
 	}
-	err := parse(path, &bugs.Mutants)
-	if scores := parse(filepath.Join(o.Out, "mutation-score.json"), &bugs.Scores); !errors.Is(scores, fs.ErrNotExist) {
-		err = errors.Join(err, scores)
+	var err error
+	if bugs.NoMutants, err = o.found(ctx, facts, "mutants.json", o.Only == "", mutants); err != nil {
+		return bugs, err
+	}
+	bugs.NoScores, err = o.found(ctx, facts, "mutation-score.json", o.Only == "" && !o.Quick, scores, "-random", strconv.Itoa(mostRandom))
+	// Nor half of what cannot be read.
+	if bugs.NoMutants != "" {
+		bugs.Mutants = nil
+	}
+	if bugs.NoScores != "" {
+		bugs.Scores = nil
 	}
 	return bugs, err
 }
 
-func parse(path string, into any) error {
+// found takes what make mutants has left in a file. Where that does not count, and it may, it
+// deletes the file, so that nothing old is taken for new, and runs make mutants. It returns
+// why there is nothing to show.
+func (o Options) found(ctx context.Context, facts Facts, name string, may bool, take func(evidence) error, args ...string) (string, error) {
+	path := filepath.Join(o.Out, name)
+	err := fmt.Errorf("%s %w: the tree has changes", name, errEvidence)
+	if !facts.Changed {
+		err = taken(path, facts, take)
+	}
+	if err == nil {
+		return "", nil
+	}
+	if !may {
+		return err.Error(), nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	fmt.Fprintln(o.Stdout, "bugs: mutants", strings.Join(args, " "))
+	cmd := exec.CommandContext(ctx, "go", append([]string{"run", "./tests/mutants", "-out", path}, args...)...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = o.Root, o.Stdout, os.Stderr
+	ran := cmd.Run()
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
+	}
+	if ran != nil {
+		fmt.Fprintln(o.Stdout, "proof: mutants:", ran) // what it wrote says which
+	}
+	if err := taken(path, facts, take); err != nil {
+		fmt.Fprintln(o.Stdout, "proof:", err)
+		return err.Error(), nil
+	}
+	return "", nil
+}
+
+// taken reads a file of make mutants, if it is about all of this commit.
+func taken(path string, facts Facts, take func(evidence) error) error {
+	name := filepath.Base(path)
 	text, err := os.ReadFile(path)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: there is none", name)
+	} else if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(text, into); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+	var e evidence
+	if err := json.Unmarshal(text, &e); err != nil {
+		return fmt.Errorf("%s %w: %w", name, errEvidence, err)
+	}
+	switch {
+	case e.Commit != facts.hash():
+		return fmt.Errorf("%s %w: it is of commit %q, and this page of %q", name, errEvidence, e.Commit, facts.hash())
+	case e.Only != "":
+		return fmt.Errorf("%s %w: it is about %q, and not about all", name, errEvidence, e.Only)
+	}
+	if err := take(e); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
+}
+
+// hash is the commit as make mutants writes it.
+func (f Facts) hash() string {
+	hash, _, _ := strings.Cut(f.Commit, " ")
+	if f.Changed {
+		hash += "+changes"
+	}
+	return hash
 }
 
 func (o Options) write(p Page) error {
@@ -275,9 +357,6 @@ func look(ctx context.Context, root string) (Facts, error) {
 	f := Facts{Commit: say("git", "log", "-1", "--format=%H %cs"), Date: time.Now()}
 	if strings.HasPrefix(f.Commit, "none") {
 		return f, fmt.Errorf("which commit is it? %s", f.Commit)
-	}
-	if seconds, err := strconv.ParseInt(say("git", "log", "-1", "--format=%ct"), 10, 64); err == nil {
-		f.Committed = time.Unix(seconds, 0)
 	}
 	if f.Changed = say("git", "status", "--porcelain") != ""; f.Changed {
 		f.Commit += ", and changes that are not committed"

@@ -11,7 +11,7 @@ import (
 const title = "Tandem: what was tested, and what came of it"
 
 // widest is how wide a column of the text may be; what is longer ends its line.
-const widest = 52
+const widest = 78
 
 // Text writes the page for a terminal.
 func (p Page) Text(w io.Writer) error {

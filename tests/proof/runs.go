@@ -13,6 +13,7 @@ type Run struct {
 	Tests   string // -run; "" for all
 	Timeout time.Duration
 	Long    bool // with TANDEM_LONG: the whole of what CI runs a sample of
+	Whole   bool // nothing that a sample needs
 }
 
 // runs are the packages in which something is proven, the quick ones first: a page that
@@ -47,6 +48,25 @@ var runs = []Run{
 	{Package: "updater/release", What: "releases as folders and archives"},
 	{Package: "updater/release/mkrelease", What: "the desk's side of a release"},
 	{Package: "boards", What: "board files"},
+	{Package: "boards/image", What: "slot and disk images"},
+	{Package: "qemu/tiny/port", What: "the lab's line into a guest"},
+	{Package: "updater/delta/mkdelta/files", What: "the desk reads file systems"},
+	{Package: "updater/delta/mkdelta/mkleaves", What: "the desk makes lists of leaves"},
+	{Package: "updater/delta/mkdelta", What: "the desk makes deltas", Whole: true, Timeout: time.Hour},
+	{Package: "updater/delta/mkdelta/advice", What: "what makes a delta large", Whole: true},
+	{Package: "updater/delta/mkdelta/compressed", What: "what is compressed in an image", Whole: true},
+	{Package: "updater/delta/mkdelta/elfplan", What: "programs in an image", Whole: true},
+	{Package: "updater/delta/mkdelta/mkblocks", What: "the desk makes index payloads", Whole: true},
+	{Package: "updater/delta/mkdelta/recodescan", What: "streams that can be made again", Whole: true},
+	{Package: "updater/tail", What: "last lines of a log", Whole: true},
+	{Package: "updater/trust/mktrust", What: "the desk's keys and metadata", Whole: true},
+	{Package: "updater/cmd/tandem", What: "the desk program", Whole: true},
+	{Package: "qemu", What: "the lab", Whole: true},
+	{Package: "qemu/debian", What: "the lab's Debian", Whole: true},
+	{Package: "qemu/tiny", What: "the lab's small system", Whole: true},
+	{Package: "qemu/tiny/guest", What: "the lab's program in a guest", Whole: true},
+	{Package: "tests/bench", What: "the bench of deltas", Whole: true},
+	{Package: "tests/demo", What: "the demo", Whole: true},
 	{Package: "tests/proof", What: "this page"},
 	{Package: "tests/mutants", What: "the register of seeded bugs"},
 	{Package: "tests/attacks", What: "hostile input", Timeout: 30 * time.Minute},
@@ -55,13 +75,16 @@ var runs = []Run{
 	{Package: "tests/crosscheck", What: "independent tools: recorder, faults, kills", Timeout: 90 * time.Minute, Long: true},
 }
 
-// storyPackage has the stories, of which only those run that requirements name.
+// storyPackage has the stories, of which a sample has those that requirements name.
 const storyPackage = "tests"
 
-// all is runs and the stories.
-func all() []Run {
-	return append(slices.Clone(runs), Run{
-		Package: storyPackage, What: "stories: whole devices in QEMU", Timeout: 90 * time.Minute,
-		Tests: "TestStories/^(" + strings.Join(storiesOf(requirements), "|") + ")$",
-	})
+// all is runs and the stories: every package of the tree that has tests, but for a sample.
+func all(sample bool) []Run {
+	stories := Run{Package: storyPackage, What: "stories: whole devices in QEMU", Tests: "^TestStories$", Timeout: 3 * time.Hour}
+	if !sample {
+		return append(slices.Clone(runs), stories)
+	}
+	stories.Timeout = 90 * time.Minute
+	stories.Tests = "TestStories/^(" + strings.Join(storiesOf(requirements), "|") + ")$"
+	return append(slices.DeleteFunc(slices.Clone(runs), func(r Run) bool { return r.Whole }), stories)
 }

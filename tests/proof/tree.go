@@ -14,16 +14,16 @@ import (
 
 // Tree is which tests there are.
 type Tree struct {
-	Tests   map[string]bool // "package.TestName"
-	Fuzz    []string        // "package.FuzzName", sorted
-	Seeds   map[string]int  // files in the corpora, by fuzz target
-	Stories map[string]bool
-	Mutants int // patches, one for each seeded bug
+	Tests   map[string]bool   // "package.TestName"
+	Fuzz    []string          // "package.FuzzName", sorted
+	Seeds   map[string]int    // files in the corpora, by fuzz target
+	Stories map[string]string // by name, the claim that each begins with
+	Mutants int               // patches, one for each seeded bug
 }
 
 // Look reads the tests of the tree at root, without running them.
 func Look(root string) (Tree, error) {
-	t := Tree{Tests: map[string]bool{}, Seeds: map[string]int{}, Stories: map[string]bool{}}
+	t := Tree{Tests: map[string]bool{}, Seeds: map[string]int{}, Stories: map[string]string{}}
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
@@ -67,7 +67,11 @@ func Look(root string) (Tree, error) {
 	slices.Sort(t.Fuzz)
 	stories, err := filepath.Glob(filepath.Join(root, storyPackage, "stories", "*.txtar"))
 	for _, path := range stories {
-		t.Stories[strings.TrimSuffix(filepath.Base(path), ".txtar")] = true
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return t, err
+		}
+		t.Stories[strings.TrimSuffix(filepath.Base(path), ".txtar")] = claim(string(text))
 	}
 	if err == nil {
 		var patches []string
@@ -81,9 +85,23 @@ func Look(root string) (Tree, error) {
 // programs as they run, so that only the test that makes them is looked for.
 func (t Tree) Has(ref string) bool {
 	if story, ok := strings.CutPrefix(ref, "story "); ok {
-		return t.Stories[story]
+		_, ok := t.Stories[story]
+		return ok
 	}
 	return t.Tests[topLevel(ref)]
+}
+
+// claim is the comment that a story begins with.
+func claim(story string) string {
+	var words []string
+	for line := range strings.Lines(story) {
+		line, comment := strings.CutPrefix(strings.TrimSpace(line), "#")
+		if !comment {
+			break
+		}
+		words = append(words, strings.Fields(line)...)
+	}
+	return strings.Join(words, " ")
 }
 
 // topLevel is a test without its subtests: the package has slashes, too.

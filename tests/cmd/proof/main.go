@@ -3,8 +3,10 @@
 //
 //	go run ./tests/cmd/proof [-quick] [-again] [-packages REGEXP]
 //
-// `make proof` runs it after it has installed what it needs. -quick runs what CI runs, and
-// not all of what takes long; -again goes on after an interruption, or where a package
+// `make proof` runs it after it has installed what it needs: the tests of all packages, all
+// stories, and package mutants, twice, unless build/ has what it found on this commit. -quick
+// runs a sample of what takes long, the stories that requirements name, and no random bugs;
+// -again goes on after an interruption, or where a package
 // failed, and does not run again what passed on this commit; -packages runs some, to look at
 // the page before hours have passed. The exit code is 0 if all bars are met, 1 if not.
 package main

@@ -92,8 +92,8 @@ func two(t testing.TB) (one, next mkrelease.Options, result mkrelease.Result) {
 }
 
 // A release carries every image in full, deltas from what the fleet runs, an
-// unchanged image for next to nothing, an index payload of each for all others, and
-// everything in it verifies.
+// unchanged image for next to nothing, an index payload of each for all others, the bill of
+// materials that it was given, and everything in it verifies.
 func TestCreate(t *testing.T) {
 	one, next, res := two(t)
 	sizes := map[string]int64{}
@@ -110,6 +110,12 @@ func TestCreate(t *testing.T) {
 	require.Less(t, sizes["root delta"], sizes["root full"]/20)
 	require.Less(t, sizes["boot delta"], int64(1000))
 	require.Equal(t, []string{"qemu-x86_64"}, res.Manifest.Boards)
+	bill, err := os.ReadFile(next.SBOM)
+	require.NoError(t, err)
+	require.Equal(t, manifest.DigestOf(bill), res.Manifest.Provenance.SBOM, "the signed manifest names it")
+	kept, err := os.ReadFile(filepath.Join(next.Out, "blobs", "sha256", res.Manifest.Provenance.SBOM.Hex()))
+	require.NoError(t, err)
+	require.Equal(t, bill, kept)
 
 	v, err := mkrelease.Verify(ctx, next.Out, mkrelease.VerifyOptions{Bases: []string{one.Out}})
 	require.NoError(t, err)

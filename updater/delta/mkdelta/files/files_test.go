@@ -180,7 +180,7 @@ func TestList(t *testing.T) {
 		t.Run(row.state, func(t *testing.T) {
 			need(t, row.argv[0], map[Kind]string{Ext4: "e2fsprogs", Squashfs: "squashfs-tools", Erofs: "erofs-utils"}[row.kind])
 			require.NoError(t, errors.Join(os.RemoveAll(image)))
-			if out, err := exec.Command(row.argv[0], row.argv[1:]...).CombinedOutput(); err != nil && row.kind == Erofs {
+			if out, err := exec.Command(row.argv[0], row.argv[1:]...).CombinedOutput(); err != nil && row.kind == Erofs && os.Getenv("TANDEM_CI") == "" {
 				t.Skipf("this mkfs.erofs is too old: %s", out)
 			} else {
 				require.NoError(t, err, string(out))
