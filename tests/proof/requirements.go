@@ -88,7 +88,7 @@ var requirements = []Requirement{
 // limits are what all of this does not prove.
 var limits = []string{
 	"No hardware was cut: the disks are models, and files under QEMU. Real flash can lose blocks that nobody was writing, wear out, and take longer than any model.",
-	"A disk that says that it has written and has not (class C6) can lose anything. What is shown for it is only that no unverified system becomes good and that the system from before boots.",
+	"A disk that says that it has written and has not (class C6) can lose anything. What is shown for it is only that no system becomes good that was not whole when it was checked, that a trial of a system which is lost comes to its end, and that the system from before is whole, and boots where the other one does not load. A good slot of which such a disk has lost the root, and not the kernel, is refused at each boot, and nothing falls back by itself.",
 	"A loader is held against its model in the cases that the real GRUB was run through. Firmware, boot ROM and other loaders are not tested here.",
 	"In runs of whole updates, disks write sectors of 512 bytes, and lose, keep, tear or destroy them one by one. Real disks may write units of 4 KiB, of which a cut destroys sectors that nobody wrote; whole updates are not run on such.",
 	"Where more of what was not flushed may be lost or reordered than can be tried, a sample is: see Power cuts and faults.",
