@@ -309,6 +309,21 @@ func TestHostileUnit(t *testing.T) {
 	}
 }
 
+// A unit and the sum of it in its directory may be exchanged together: the index has the sum
+// of the directory, and tells.
+func TestExchangedDirectory(t *testing.T) {
+	unit := bytes.Repeat([]byte{7}, 1024)
+	blob := container(unit)
+	at := len(blob) - len(unit)
+	other := bytes.Repeat([]byte{8}, 1024)
+	sum := sha256.Sum256(other)
+	copy(blob[at-16:], sum[:16])
+	copy(blob[at:], other)
+	x, err := blocks.Open(bytes.NewReader(blob), int64(len(blob)), blocks.Limits{Memory: plenty, Size: 1024})
+	require.NoError(t, err)
+	require.ErrorIs(t, x.Build(0, blocks.Sources{Blob: bytes.NewReader(blob)}, make([]byte, 1024)), delta.ErrFormat)
+}
+
 // Scanning and building allocate what the header says, once, and nothing per frame.
 func TestMemory(t *testing.T) {
 	want := system(22, 6<<20, 4096)
@@ -347,6 +362,8 @@ func TestBuildRefuses(t *testing.T) {
 	x, err := blocks.Open(bytes.NewReader(blob), int64(len(blob)), blocks.Limits{Memory: plenty, Size: int64(len(want))})
 	require.NoError(t, err)
 	require.ErrorIs(t, x.Scan(3+blocks.Spare, nil, 0, nil), delta.ErrLimit)
+	require.ErrorIs(t, x.Scan(blocks.Running, nil, -1, nil), delta.ErrLimit)
+	require.ErrorIs(t, x.Scan(blocks.Running, nil, blocks.MaxSize+1, nil), delta.ErrLimit)
 	src := blocks.Sources{Blob: bytes.NewReader(blob)}
 	dst := make([]byte, 64<<10)
 	require.ErrorIs(t, x.Build(-1, src, dst), delta.ErrFormat)
