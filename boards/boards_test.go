@@ -1,7 +1,9 @@
 package boards
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -90,6 +92,83 @@ func TestParseNamesTheMistake(t *testing.T) {
 			require.ErrorContains(t, err, c.want)
 		})
 	}
+}
+
+// Each number and length in a board file is accepted on its edge and refused one past it.
+func TestParseEdges(t *testing.T) {
+	shipped, err := JSON("qemu-x86_64")
+	require.NoError(t, err)
+	judge := func(change func(b *Board)) error {
+		b, err := Parse(shipped)
+		require.NoError(t, err)
+		change(&b)
+		data, err := json.Marshal(b)
+		require.NoError(t, err)
+		_, err = Parse(data)
+		return err
+	}
+	text := func(n int64) string { return strings.Repeat("a", int(n)) }
+	for name, edge := range map[string]struct {
+		low, high int64
+		set       func(b *Board, n int64)
+		want      string
+	}{
+		"letters of the name":    {1, 63, func(b *Board, n int64) { b.Name = text(n) }, "name"},
+		"letters of a label":     {1, 36, func(b *Board, n int64) { b.Disk.Partitions[6].Label, b.Data = text(n), text(n) }, "partition label"},
+		"size of a partition":    {1, 1 << 30, func(b *Board, n int64) { b.Disk.Partitions[6].SizeMiB = n }, "size_mib"},
+		"start of a partition":   {0, 1 << 30, func(b *Board, n int64) { b.Disk.Partitions[6].StartMiB = n }, "start_mib"},
+		"seconds of the dog":     {10, 2046, func(b *Board, n int64) { b.Watchdog.TimeoutSeconds = int(n) }, "timeout_seconds"},
+		"seconds for the loader": {10, 2046, func(b *Board, n int64) { b.Watchdog.LoaderSeconds = int(n) }, "loader_seconds"},
+		"register of the TPM":    {8, 15, func(b *Board, n int64) { b.TPM.PCR = int(n) }, "tpm.pcr"},
+		"partitions": {7, 128, func(b *Board, n int64) {
+			for i := len(b.Disk.Partitions); i < int(n); i++ {
+				b.Disk.Partitions = append(b.Disk.Partitions, Partition{Label: fmt.Sprint("more", i), Type: "linux", SizeMiB: 1})
+			}
+		}, "partitions: a table"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, judge(func(b *Board) { edge.set(b, edge.low) }))
+			require.NoError(t, judge(func(b *Board) { edge.set(b, edge.high) }))
+			err := judge(func(b *Board) { edge.set(b, edge.high+1) })
+			require.ErrorIs(t, err, ErrBoard)
+			require.ErrorContains(t, err, edge.want)
+			if name != "partitions" {
+				err = judge(func(b *Board) { edge.set(b, edge.low-1) })
+				require.ErrorIs(t, err, ErrBoard)
+				require.ErrorContains(t, err, edge.want)
+			}
+		})
+	}
+	require.NoError(t, judge(func(b *Board) { b.Watchdog.LoaderSeconds = 0 }))
+	require.NoError(t, judge(func(b *Board) { b.Watchdog = Watchdog{Kind: "none"} }))
+	for want, change := range map[string]func(b *Board){
+		"trust.note":              func(b *Board) { b.Trust.Note = "" },
+		"want esp or linux":       func(b *Board) { b.Disk.Partitions[6].Type = "swap" },
+		"data has no partition":   func(b *Board) { b.Data = "" },
+		"want a path below /dev":  func(b *Board) { b.Watchdog.Device = "watchdog0" },
+		"other keys describe one": func(b *Board) { b.Watchdog.Kind = "none" },
+		"want one line":           func(b *Board) { b.Kernel.Cmdline = "a\nb" },
+		"kernel.stub is missing":  func(b *Board) { b.Kernel.Stub = "" },
+		"qemu.cpu is missing":     func(b *Board) { b.QEMU.CPU = "" },
+		`name "_a"`:               func(b *Board) { b.Name = "_a" },
+		`name "a/b"`:              func(b *Board) { b.Name = "a/b" },
+		`name "-a"`:               func(b *Board) { b.Name = "-a" },
+		`label "a b"`:             func(b *Board) { b.Disk.Partitions[6].Label = "a b" },
+		"kernel.modules":          func(b *Board) { b.Kernel.Modules = []string{"a\x00"} },
+	} {
+		err := judge(change)
+		require.ErrorIs(t, err, ErrBoard)
+		require.ErrorContains(t, err, want)
+	}
+	for _, name := range []string{"a_b", "a.b", "a-b", "0"} {
+		require.NoError(t, judge(func(b *Board) { b.Name = name }), name)
+	}
+
+	padded := append(bytes.Clone(shipped), bytes.Repeat([]byte(" "), maxFile-len(shipped))...)
+	_, err = Parse(padded)
+	require.NoError(t, err)
+	_, err = Parse(append(padded, ' '))
+	require.ErrorIs(t, err, ErrBoard)
 }
 
 // A slot that is missing is named.

@@ -152,8 +152,23 @@ func TestOpenRefuses(t *testing.T) {
 		{"with a frame across leaves", func(b []byte) { le.PutUint32(b[128:], 65537); le.PutUint32(b[136:], 65538) }, delta.Limits{}, delta.ErrFormat},
 		{"with a base digest and no base", func(b []byte) { b[10] = 0 }, delta.Limits{}, delta.ErrFormat},
 		{"with a common part and no use for it", func(b []byte) { b[92] = 1 }, delta.Limits{}, delta.ErrFormat},
-		{"with a workspace and no use for it", func(b []byte) { b[88] = 1 }, delta.Limits{}, delta.ErrFormat},
+		{"with a workspace and no use for it", func(b []byte) { b[88] = 1; le.PutUint64(b[64:], plenty) }, delta.Limits{}, delta.ErrFormat},
 		{"with a huge workspace", func(b []byte) { le.PutUint32(b[88:], 1<<30) }, delta.Limits{}, delta.ErrLimit},
+		{"with a huge range of the blob", func(b []byte) { le.PutUint32(b[80:], delta.MaxFrameBlob+1) }, delta.Limits{}, delta.ErrLimit},
+		{"with a huge new image", func(b []byte) { le.PutUint64(b[16:], delta.MaxSize+1) }, delta.Limits{Memory: plenty, Size: delta.MaxSize + 1}, delta.ErrLimit},
+		{"with an old image one byte too large", func(b []byte) { le.PutUint64(b[24:], delta.MaxSize+1) }, delta.Limits{}, delta.ErrLimit},
+		{"with one frame too many", func(b []byte) { le.PutUint32(b[72:], delta.MaxFrames+1) }, delta.Limits{}, delta.ErrLimit},
+		{"with a largest frame one byte too long", func(b []byte) { le.PutUint32(b[76:], delta.MaxFrame+1) }, delta.Limits{}, delta.ErrLimit},
+		{"with a body one byte too long", func(b []byte) { le.PutUint32(b[84:], delta.MaxBody+1) }, delta.Limits{}, delta.ErrLimit},
+		{"with a workspace one byte too long", func(b []byte) { le.PutUint32(b[88:], delta.MaxWorkspace+1) }, delta.Limits{}, delta.ErrLimit},
+		{"with a huge common part", func(b []byte) { le.PutUint32(b[92:], delta.MaxCommon+1) }, delta.Limits{}, delta.ErrLimit},
+		{"with more memory than there is", func(b []byte) { le.PutUint64(b[64:], 1<<32+1) }, delta.Limits{Memory: 1 << 40, Size: size}, delta.ErrLimit},
+		{"another file", func(b []byte) { b[0] = 'X' }, delta.Limits{}, delta.ErrFormat},
+		{"with a base size and no base", func(b []byte) { b[10] = 0; clear(b[32:64]) }, delta.Limits{}, delta.ErrFormat},
+		{"with a base digest of no size and no base", func(b []byte) { b[10] = 0; clear(b[24:32]) }, delta.Limits{}, delta.ErrFormat},
+		{"with a frame of no blob", func(b []byte) { clear(b[132:136]) }, delta.Limits{}, delta.ErrFormat},
+		{"with a longest range that is not in the table", func(b []byte) { le.PutUint32(b[80:], le.Uint32(b[80:])-1) }, delta.Limits{}, delta.ErrFormat},
+		{"with less in the table than it makes", func(b []byte) { le.PutUint64(b[16:], uint64(size)+1) }, delta.Limits{Memory: plenty, Size: size + 1}, delta.ErrFormat},
 		{"with a frame longer than the largest", func(b []byte) { le.PutUint32(b[76:], 1<<16) }, delta.Limits{}, delta.ErrFormat},
 	} {
 		if row.limits == (delta.Limits{}) {
@@ -162,6 +177,32 @@ func TestOpenRefuses(t *testing.T) {
 		_, err := delta.Open(bytes.NewReader(reseal(blob, row.change)), int64(len(blob)), row.limits)
 		require.ErrorIs(t, err, row.want, row.state)
 	}
+	_, err := delta.Open(bytes.NewReader(blob), delta.HeaderSize-1, delta.Limits{Memory: plenty, Size: size})
+	require.ErrorIs(t, err, delta.ErrFormat)
+	require.ErrorContains(t, err, "header of 127 bytes")
+	// Refused by the header alone: a table that is not there is not looked for.
+	_, err = delta.Open(bytes.NewReader(reseal(blob, func(b []byte) { le.PutUint32(b[72:], 1<<16) })), int64(len(blob)), delta.Limits{Memory: plenty, Size: size})
+	require.ErrorContains(t, err, "beyond the end")
+	// The checksum alone tells a table that is as good as any other.
+	swapped := bytes.Clone(blob)
+	copy(swapped[96:], blob[:32])
+	_, err = delta.Open(bytes.NewReader(swapped), int64(len(blob)), delta.Limits{Memory: plenty, Size: size})
+	require.ErrorContains(t, err, "checksum")
+	// What is just allowed is not refused for its size, but for what is missing.
+	edge := reseal(blob, func(b []byte) {
+		le.PutUint64(b[16:], delta.MaxSize)
+		le.PutUint64(b[24:], delta.MaxSize)
+		le.PutUint64(b[64:], 1<<32)
+		le.PutUint32(b[72:], delta.MaxFrames)
+		le.PutUint32(b[76:], delta.MaxFrame)
+		le.PutUint32(b[80:], delta.MaxFrameBlob)
+		le.PutUint32(b[84:], delta.MaxBody)
+		le.PutUint32(b[88:], delta.MaxWorkspace)
+		le.PutUint32(b[92:], delta.MaxCommon)
+		le.PutUint32(b[12:], delta.FeaturePlain)
+	})
+	_, err = delta.Open(bytes.NewReader(edge), int64(len(blob)), delta.Limits{Memory: 1 << 32, Size: delta.MaxSize})
+	require.ErrorContains(t, err, "beyond the end")
 }
 
 // An install that was cut goes on at any frame, with a Patch opened anew, and

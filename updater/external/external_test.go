@@ -58,7 +58,12 @@ func TestRun(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, done, "the controller has it already")
 
-	for _, target := range []string{"absent", "", "../plc", ".plc", "a/b"} {
+	// Also where such a program is there.
+	require.NoError(t, os.Mkdir(filepath.Join(programs, "a"), 0o700))
+	for _, name := range []string{"../plc", ".plc", "a/b"} {
+		require.NoError(t, os.WriteFile(filepath.Join(programs, name), []byte("#!/bin/sh\n"), 0o700))
+	}
+	for _, target := range []string{"absent", "", "../plc", ".plc", "a/b", "..", "plc\x00"} {
 		img.Target = target
 		_, err = h.Run(ctx, m, img, "prepare", nil)
 		require.ErrorIs(t, err, ErrNoHandler, target)

@@ -74,6 +74,7 @@ func TestGetFromBrokenServer(t *testing.T) {
 		"SSH-2.0-OpenSSH_9.2\r\n":              "malformed HTTP",
 		"HTTP/1.1 200 OK\r\nX: ":               "deadline exceeded",
 		"HTTP/1.1 200 OK\r\nX: " + long + long: "EOF",
+		"HTTP/1.1 200 OK\r\nX: " + long + "\r\n\r\n": "EOF", // whole, and too long
 	} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"fmt"
 	"hash/crc32"
 	"io/fs"
@@ -62,8 +63,22 @@ func TestDamage(t *testing.T) {
 	}
 	_, err := Parse(append(whole, 'x'))
 	require.ErrorIs(t, err, ErrDamaged)
-	_, err = Parse(make([]byte, MaxSize+1))
+	// A journal of any length could be whole: what is too long is refused for that.
+	sealed := func(n int) []byte {
+		body := append([]byte("{}"), bytes.Repeat([]byte(" "), n-len("12345678 {}\n"))...)
+		return fmt.Appendf(nil, "%08x %s\n", crc32.Checksum(body, castagnoli), body)
+	}
+	_, err = Parse(sealed(MaxSize))
+	require.NoError(t, err)
+	_, err = Parse(sealed(MaxSize + 1))
 	require.ErrorIs(t, err, ErrDamaged)
+	// Neither the space nor the newline is optional.
+	_, err = Parse([]byte("00000000"))
+	require.ErrorIs(t, err, ErrDamaged)
+	whole = sealed(100)
+	_, err = Parse(whole[:len(whole)-1])
+	require.ErrorIs(t, err, ErrDamaged)
+	require.ErrorContains(t, err, "checksum")
 }
 
 // The memory of failures and attempts is bounded, and forgets the oldest.
@@ -88,6 +103,11 @@ func TestBounds(t *testing.T) {
 	_, known = j.FailedBefore(last)
 	require.False(t, known)
 	require.Equal(t, 1, j.Begin(last))
+	// Forgetting one forgets nothing else.
+	other := manifest.DigestOf([]byte{MaxFailures + 1})
+	_, known = j.FailedBefore(other)
+	require.True(t, known)
+	require.Equal(t, 3, j.Begin(other))
 }
 
 // Whatever the file holds, with a right sum or a wrong one: it is damaged, or a

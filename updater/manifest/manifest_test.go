@@ -3,9 +3,12 @@ package manifest_test
 import (
 	"bytes"
 	"encoding/json"
+	"math"
 	"os"
 	"os/exec"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -168,6 +171,181 @@ func TestManifestRefused(t *testing.T) {
 			require.ErrorIs(t, err, manifest.ErrFormat)
 		})
 	}
+}
+
+// Every number, length and count in a manifest has its edges: what is on them is accepted, one
+// step outside is refused. Only then does a device know how much room it has to find.
+func TestManifestEdges(t *testing.T) {
+	text := func(n int64) string { return strings.Repeat("a", int(n)) }
+	hex := func(n int64) string { return strings.Repeat("0a", int(n)) }
+	names := func(n int64) (out []string) {
+		for i := range n {
+			out = append(out, "n"+strconv.FormatInt(i, 10))
+		}
+		return out
+	}
+	blob := func(m *manifest.Manifest) *manifest.Content { return &m.Images[0].Payloads[1].Blob }
+	const none = math.MinInt64 // there is nothing below the smallest
+	for name, edge := range map[string]struct {
+		low, high int64
+		set       func(m *manifest.Manifest, n int64)
+	}{
+		"letters of the product": {1, 64, func(m *manifest.Manifest, n int64) { m.Product = text(n) }},
+		"boards":                 {1, 64, func(m *manifest.Manifest, n int64) { m.Boards = names(n) }},
+		"letters of the version": {none, 128, func(m *manifest.Manifest, n int64) { m.Version = "1.2.3-" + text(n-6) }},
+		"sequence":               {1, int64(manifest.MaxSequence), func(m *manifest.Manifest, n int64) { m.Sequence = uint64(n) }},
+		"epoch":                  {0, manifest.MaxEpoch, func(m *manifest.Manifest, n int64) { m.Epoch = uint64(n) }},
+		"images": {1, manifest.MaxImages, func(m *manifest.Manifest, n int64) {
+			one := m.Images[0]
+			m.Images = nil
+			for _, name := range names(n) {
+				one.Name, one.Target = name, name
+				m.Images = append(m.Images, one)
+			}
+		}},
+		"letters of an image's name":    {1, 64, func(m *manifest.Manifest, n int64) { m.Images[0].Name = text(n) }},
+		"size of a large image":         {manifest.LeafSize + 1, manifest.MaxContent, func(m *manifest.Manifest, n int64) { m.Images[0].Verity, m.Images[0].Size = nil, n }},
+		"size of a blob without a tree": {1, manifest.LeafSize, func(m *manifest.Manifest, n int64) { blob(m).Size = n }},
+		"size of a blob with a tree":    {manifest.LeafSize + 1, manifest.MaxContent, func(m *manifest.Manifest, n int64) { blob(m).Size, blob(m).Tree = n, hexDigest("8") }},
+		"bytes of the root hash":        {32, 32, func(m *manifest.Manifest, n int64) { m.Images[0].Verity.RootHash = hex(n) }},
+		"bytes of the salt":             {none, 256, func(m *manifest.Manifest, n int64) { m.Images[0].Verity.Salt = hex(n) }},
+		"verity data blocks":            {1, 255, func(m *manifest.Manifest, n int64) { m.Images[0].Verity.DataBlocks = n }},
+		"payloads": {1, manifest.MaxPayloads, func(m *manifest.Manifest, n int64) {
+			m.Images[0].Payloads = slices.Repeat(m.Images[0].Payloads[:1], int(n))
+		}},
+		"memory of a payload":         {0, math.MaxInt32, func(m *manifest.Manifest, n int64) { m.Images[0].Payloads[0].Memory = n }},
+		"letters of a payload's kind": {1, 64, func(m *manifest.Manifest, n int64) { m.Images[0].Payloads[0].Kind = text(n) }},
+		"tries":                       {1, manifest.MaxTries, func(m *manifest.Manifest, n int64) { m.Trial.Tries = int(n) }},
+		"seconds to the deadline":     {1, 7 * 86400, func(m *manifest.Manifest, n int64) { m.Trial.WindowSeconds, m.Trial.DeadlineSeconds = 0, int(n) }},
+		"seconds of the window":       {0, 299, func(m *manifest.Manifest, n int64) { m.Trial.WindowSeconds = int(n) }},
+		"letters of a check's name":   {1, 64, func(m *manifest.Manifest, n int64) { m.Health[0].Name = text(n) }},
+		"letters of a check's target": {1, 4096, func(m *manifest.Manifest, n int64) { m.Health[0].Target = text(n) }},
+		"time-out of a check":         {1, 3600, func(m *manifest.Manifest, n int64) { m.Health[0].TimeoutSeconds = int(n) }},
+		"arguments of a command": {none, 64, func(m *manifest.Manifest, n int64) {
+			m.Health[0].Kind, m.Health[0].Target, m.Health[0].Args = "command", "/x", names(n)
+		}},
+		"letters of an argument": {none, 4096, func(m *manifest.Manifest, n int64) {
+			m.Health[0].Kind, m.Health[0].Target, m.Health[0].Args = "command", "/x", []string{text(n)}
+		}},
+		"arguments of a unit":            {none, 0, func(m *manifest.Manifest, n int64) { m.Health[0].Args = names(n) }},
+		"version of the data":            {0, math.MaxInt32, func(m *manifest.Manifest, n int64) { m.DataSchema.Version, m.DataSchema.ReadableFrom = int(n), 0 }},
+		"version that can be read":       {0, 2, func(m *manifest.Manifest, n int64) { m.DataSchema.ReadableFrom = int(n) }},
+		"letters of the migration":       {none, 4096, func(m *manifest.Manifest, n int64) { m.DataSchema.Migrate = "/" + text(n-1) }},
+		"bytes of a measurement":         {20, 64, func(m *manifest.Manifest, n int64) { m.Measurements = map[string]string{"pcr4": hex(n)} }},
+		"letters of the source revision": {none, 1024, func(m *manifest.Manifest, n int64) { m.Provenance.Revision = text(n) }},
+		"health checks": {none, manifest.MaxChecks, func(m *manifest.Manifest, n int64) {
+			one := m.Health[0]
+			m.Health = nil
+			for _, name := range names(n) {
+				one.Name = name
+				m.Health = append(m.Health, one)
+			}
+		}},
+		"measurements": {none, 64, func(m *manifest.Manifest, n int64) {
+			m.Measurements = map[string]string{}
+			for _, name := range names(n) {
+				m.Measurements[name] = hex(32)
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			judge := func(n int64) error {
+				m := good()
+				edge.set(&m, n)
+				return m.Validate()
+			}
+			require.NoError(t, judge(edge.high))
+			require.ErrorIs(t, judge(edge.high+1), manifest.ErrFormat)
+			if edge.low != none {
+				require.NoError(t, judge(edge.low))
+				require.ErrorIs(t, judge(edge.low-1), manifest.ErrFormat)
+			}
+		})
+	}
+}
+
+// Names, versions and digests end in paths, topics and partition labels: what is not a letter
+// of theirs is refused, also where it is the next one in the code table.
+func TestManifestLetters(t *testing.T) {
+	judge := func(set func(m *manifest.Manifest)) error {
+		m := good()
+		set(&m)
+		return m.Validate()
+	}
+	for _, s := range []string{"a", "z", "A", "Z", "0", "9", "a.b", "a_b", "a-b"} {
+		require.NoError(t, judge(func(m *manifest.Manifest) { m.Product = s }), s)
+	}
+	for _, s := range []string{"", "-", ".", "_", "a b", "ä", "/", ":", "@", "[", "`", "{", "a/", "a:", "a@", "a[", "a`", "a{", "a\\"} {
+		for where, set := range map[string]func(m *manifest.Manifest){
+			"product":      func(m *manifest.Manifest) { m.Product = s },
+			"board":        func(m *manifest.Manifest) { m.Boards[0] = s },
+			"image":        func(m *manifest.Manifest) { m.Images[0].Name = s },
+			"target":       func(m *manifest.Manifest) { m.Images[0].Target = s },
+			"payload kind": func(m *manifest.Manifest) { m.Images[0].Payloads[0].Kind = s },
+			"health check": func(m *manifest.Manifest) { m.Health[0].Name = s },
+			"measurement":  func(m *manifest.Manifest) { m.Measurements = map[string]string{s: strings.Repeat("0a", 32)} },
+		} {
+			require.ErrorIs(t, judge(set), manifest.ErrFormat, "%s %q", where, s)
+		}
+	}
+	for _, s := range []string{"0.0.0", "1.2.3-0", "1.2.3-a.z.A.Z.9.-", "1.2.3-01a", "1.2.3+01", "1.2.3-x+a.z.A.Z.0.9.-"} {
+		require.NoError(t, judge(func(m *manifest.Manifest) { m.Version = s }), s)
+	}
+	for _, s := range []string{"1..3", "1.x.3", "1./.3", "1.:.3", "1.2.3.4", "1.2.3-01", "1.2.3-a..b", "1.2.3+", "1.2.3+a..b", "1.2.3-a,", "1.2.3-a/",
+		"1.2.3-a:", "1.2.3-a@", "1.2.3-a[", "1.2.3-a_", "1.2.3-a`", "1.2.3-a{", "1.2.3+a_", "1.2.3+a+b"} {
+		require.ErrorIs(t, judge(func(m *manifest.Manifest) { m.Version = s }), manifest.ErrFormat, s)
+	}
+	for _, c := range []string{"/", ":", "`", "g", "A", "F"} {
+		_, err := manifest.ParseDigest("sha256:" + strings.Repeat("a", 63) + c)
+		require.ErrorIs(t, err, manifest.ErrFormat, c)
+	}
+}
+
+// What a manifest says about a payload and a check has to fit together, whoever made it: also
+// one that was never JSON.
+func TestManifestContradictions(t *testing.T) {
+	leaves := manifest.Content{Digest: hexDigest("8"), Size: 100}
+	for name, set := range map[string]func(m *manifest.Manifest){
+		"base that is no digest": func(m *manifest.Manifest) { m.Images[0].Payloads[1].Base = "sha256:55" },
+		"index with a base":      func(m *manifest.Manifest) { p := &m.Images[0].Payloads[1]; p.Kind = "index" },
+		"leaves without a base":  func(m *manifest.Manifest) { m.Images[0].Payloads[0].Leaves = leaves },
+		"leaves of no bytes":     func(m *manifest.Manifest) { m.Images[0].Payloads[1].Leaves = manifest.Content{Digest: hexDigest("8")} },
+		"leaves of the blob's digest": func(m *manifest.Manifest) {
+			m.Images[0].Payloads[1].Leaves = manifest.Content{Digest: hexDigest("6"), Size: 100}
+		},
+		"blob without a tree":              func(m *manifest.Manifest) { m.Images[0].Payloads[0].Blob.Tree = "" },
+		"two images of one name":           func(m *manifest.Manifest) { m.Images = append(m.Images, m.Images[0]); m.Images[1].Target = "boot" },
+		"two images for one target":        func(m *manifest.Manifest) { m.Images = append(m.Images, m.Images[0]); m.Images[1].Name = "boot" },
+		"two checks of one name":           func(m *manifest.Manifest) { m.Health = append(m.Health, m.Health[0]) },
+		"unit in a folder":                 func(m *manifest.Manifest) { m.Health[0].Target = "a/b" },
+		"page that is no URL":              func(m *manifest.Manifest) { m.Health[0].Kind, m.Health[0].Target = "http", "ftp://x" },
+		"file by a relative path":          func(m *manifest.Manifest) { m.Health[0].Kind, m.Health[0].Target = "file", "x" },
+		"link with a target":               func(m *manifest.Manifest) { m.Health[0].Kind = "mqtt" },
+		"migration by a relative path":     func(m *manifest.Manifest) { m.DataSchema.Migrate = "x" },
+		"migration that climbs":            func(m *manifest.Manifest) { m.DataSchema.Migrate = "/a/.." },
+		"half a byte of a measurement":     func(m *manifest.Manifest) { m.Measurements["pcr4"] += "0" },
+		"salt that is not hexadecimal":     func(m *manifest.Manifest) { m.Images[0].Verity.Salt = "xy" },
+		"control character in the builder": func(m *manifest.Manifest) { m.Provenance.Builder = "a\nb" },
+	} {
+		m := good()
+		set(&m)
+		require.ErrorIs(t, m.Validate(), manifest.ErrFormat, name)
+	}
+	with := good()
+	with.Images[0].Payloads[1].Leaves = leaves
+	require.NoError(t, with.Validate())
+
+	later := good()
+	later.Format++
+	require.ErrorIs(t, later.Validate(), manifest.ErrUnsupported)
+	critical := good()
+	critical.Critical = []string{"raid"}
+	require.ErrorIs(t, critical.Validate(), manifest.ErrCritical)
+
+	// The text of an error goes into logs, so that the manifest does not choose its length.
+	long := good()
+	long.Product = strings.Repeat("a", 1<<16)
+	require.Less(t, len(long.Validate().Error()), 200)
 }
 
 // An older program says what it lacks, by name, instead of guessing; and takes

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -51,7 +52,8 @@ func honest() layout {
 	meta := l.blob([]byte(`{"timestamp":1}`))
 	meta["mediaType"], meta["annotations"] = release.MetadataMedia, map[string]any{release.TitleKey: "timestamp.json"}
 	tuf := l.json(map[string]any{"artifactType": release.TUFType, "layers": []any{meta}})
-	foreign := l.json(map[string]any{"layers": []any{}})
+	// Somebody's image beside ours is none of our business, whatever it lists.
+	foreign := l.json(map[string]any{"layers": []any{map[string]any{"digest": "x", "mediaType": release.EnvelopeMedia}}})
 	l.index(main, tuf, foreign)
 	return l
 }
@@ -215,6 +217,7 @@ func TestUnsafeTar(t *testing.T) {
 		"device":        {Name: "a", Typeflag: tar.TypeBlock, Devmajor: 8},
 		"parent folder": {Name: "blobs/../../a", Typeflag: tar.TypeReg},
 		"absolute name": {Name: "/a", Typeflag: tar.TypeReg},
+		"the parent":    {Name: "a/../..", Typeflag: tar.TypeReg},
 		"second index":  {Name: "blobs/../index.json", Typeflag: tar.TypeReg},
 		"a PAX record that nobody knows, allowed": {Name: "a", Typeflag: tar.TypeReg, Format: tar.FormatPAX, PAXRecords: map[string]string{"TANDEM.x": "1"}},
 		"folder, allowed":                         {Name: "blobs/", Typeflag: tar.TypeDir},
@@ -263,6 +266,20 @@ func TestDamaged(t *testing.T) {
 		"two releases": func(l layout) {
 			l["index.json"] = bytes.Replace(l["index.json"], []byte(`"manifests":[`), []byte(`"manifests":[`+first(l)+`,`), 1)
 		},
+		"index without the release": func(l layout) { l.index(l.json(map[string]any{"artifactType": release.TUFType})) },
+		"size of a blob in the index": func(l layout) {
+			l["index.json"] = bytes.Replace(l["index.json"], []byte(`"size":`), []byte(`"size":1`), 1)
+		},
+		"layer that is no digest": func(l layout) {
+			l.index(l.json(map[string]any{"artifactType": release.ArtifactType, "layers": []any{envelope(l), map[string]any{"digest": "x", "size": 1}}}))
+		},
+		"two manifests in a release": func(l layout) {
+			l.index(l.json(map[string]any{"artifactType": release.ArtifactType, "layers": []any{envelope(l), envelope(l)}}))
+		},
+		"metadata twice": func(l layout) {
+			m := metadata(l, "timestamp.json")
+			l.index(json.RawMessage(first(l)), l.json(map[string]any{"artifactType": release.TUFType, "layers": []any{m, m}}))
+		},
 		"release without layer": func(l layout) { l.index(l.json(map[string]any{"artifactType": release.ArtifactType})) },
 	} {
 		l := honest()
@@ -277,6 +294,73 @@ func TestDamaged(t *testing.T) {
 			}
 		}
 	}
+}
+
+func envelope(l layout) map[string]any {
+	d := l.blob([]byte(`{"envelope":1}`))
+	d["mediaType"] = release.EnvelopeMedia
+	return d
+}
+
+func metadata(l layout, name string) map[string]any {
+	d := l.blob([]byte(`{"timestamp":1}`))
+	d["mediaType"], d["annotations"] = release.MetadataMedia, map[string]any{release.TitleKey: name}
+	return d
+}
+
+// A release lists so much and no more: the numbers of FORMAT.md, on their edge and one past it.
+func TestCounts(t *testing.T) {
+	images := func(n int) layout {
+		l := honest()
+		all := []any{json.RawMessage(first(l))}
+		for range n - 1 {
+			all = append(all, l.json(map[string]any{"layers": []any{}}))
+		}
+		l.index(all...)
+		return l
+	}
+	layers := func(n int) layout {
+		l := honest()
+		absent := map[string]any{"digest": manifest.DigestOf([]byte("absent")), "size": 6, "mediaType": release.PayloadMedia}
+		all := []any{envelope(l)}
+		for range n - 1 {
+			all = append(all, absent)
+		}
+		l.index(l.json(map[string]any{"artifactType": release.ArtifactType, "layers": all}))
+		return l
+	}
+	members := func(n int) string {
+		l := honest()
+		var more []*tar.Header
+		for i := range n - len(l) {
+			more = append(more, &tar.Header{Name: fmt.Sprintf("x/%d", i), Typeflag: tar.TypeReg})
+		}
+		return l.tar(t, more...)
+	}
+	for name, edge := range map[string]struct{ most, over string }{
+		"images":           {images(16).dir(t), images(17).dir(t)},
+		"layers":           {layers(4096).dir(t), layers(4097).dir(t)},
+		"members of a tar": {members(4096), members(4097)},
+	} {
+		r, err := release.Open(edge.most)
+		require.NoError(t, err, name)
+		require.NoError(t, r.Close())
+		_, err = release.Open(edge.over)
+		require.ErrorIs(t, err, release.ErrFormat, name)
+		require.ErrorContains(t, err, "over ", name)
+	}
+}
+
+// What is no metadata, or has no name, is not taken for it; a tar's global header is no file.
+func TestPassedOver(t *testing.T) {
+	l := honest()
+	other, nameless := metadata(l, "2.root.json"), metadata(l, "")
+	other["mediaType"] = release.SBOMMedia
+	l.index(json.RawMessage(first(l)), l.json(map[string]any{"artifactType": release.TUFType, "layers": []any{other, nameless, metadata(l, "timestamp.json")}}))
+	r, err := release.Open(l.tar(t, &tar.Header{Typeflag: tar.TypeXGlobalHeader, Name: "pax_global_header", PAXRecords: map[string]string{"comment": "x"}}))
+	require.NoError(t, err)
+	require.Equal(t, []string{"timestamp.json"}, r.MetadataNames())
+	require.NoError(t, r.Close())
 }
 
 // first is the first entry of a layout's index.

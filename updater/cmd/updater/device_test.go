@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -43,4 +45,39 @@ func TestReadConfigRefuses(t *testing.T) {
 	} {
 		require.Error(t, read(text), name)
 	}
+	for name, most := range map[string]int{"memory_mib": 1024, "checkpoint_mib": 64, "max_attempts": 0} {
+		with := func(n int) error { return read(fmt.Sprintf(`{"board":"b","product":"p",%q:%d}`, name, n)) }
+		require.NoError(t, with(1), name)
+		require.ErrorContains(t, with(0), "out of bounds", name)
+		if most > 0 {
+			require.NoError(t, with(most), name)
+			require.ErrorContains(t, with(most+1), "out of bounds", name)
+		}
+	}
+	padded := `{"board":"b","product":"p"}`
+	padded += strings.Repeat(" ", maxConfig-len(padded))
+	require.NoError(t, read(padded))
+	require.Error(t, read(padded+" "))
+}
+
+// A file of any length costs no more memory than a configuration takes: what is behind that
+// is not read.
+func TestReadConfigBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "device.json")
+	require.NoError(t, syscall.Mkfifo(path, 0o600))
+	wrote := make(chan int)
+	go func() {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		n := 0
+		for err == nil && n < 16<<20 {
+			var k int
+			k, err = f.Write(make([]byte, 4096))
+			n += k
+		}
+		f.Close()
+		wrote <- n
+	}()
+	_, err := readConfig(path)
+	require.Error(t, err)
+	require.Less(t, <-wrote, 1<<20) // some are in the pipe
 }

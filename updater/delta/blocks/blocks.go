@@ -118,6 +118,10 @@ const (
 	unitBlocks = 1<<unitShift - 1
 )
 
+// MaxUnit is what bounds the count: the smallest blocks of the largest unit have to fit, or
+// this does not compile.
+const _ = uint(unitBlocks - MaxUnit/MinBlock)
+
 // Where a block is had from: three bits of hi; the other five are bits 32 to
 // 36 of an offset.
 const (
@@ -193,7 +197,7 @@ func Open(blob io.ReaderAt, blobSize int64, lim Limits) (*Index, error) {
 		frameSize < Leaf || frameSize > MaxFrame || frameSize%Leaf != 0,
 		window > MaxWindow || window%Leaf != 0,
 		width < 1 || width > HashBits/8,
-		most < 1 || most > unitBlocks || most*block > MaxUnit:
+		most < 1 || most*block > MaxUnit:
 		return nil, fmt.Errorf("block %d, frame %d, window %d, hash %d, unit %d: %w", block, frameSize, window, width, most, delta.ErrLimit)
 	case h[45] != 0 || [24]byte(h[72:96]) != [24]byte{}:
 		return nil, fmt.Errorf("reserved bytes: %w", delta.ErrFormat)

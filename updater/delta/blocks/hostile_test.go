@@ -152,6 +152,97 @@ func TestOpenRefuses(t *testing.T) {
 	require.False(t, known(err), "storage that fails is told apart from a blob that is wrong")
 }
 
+// Each count and size of header and index has a check of its own, that names it: what the
+// next check would say as well is no reason to do without.
+func TestOpenEdges(t *testing.T) {
+	le := binary.LittleEndian
+	// An image of two frames of 64 KiB with blocks of 32 KiB, all zeros where index says so.
+	forged := func(size uint64, index []byte, change func(h []byte)) []byte {
+		h := make([]byte, blocks.HeaderSize)
+		copy(h, blocks.Magic)
+		le.PutUint16(h[8:], blocks.Version)
+		le.PutUint64(h[16:], size)
+		le.PutUint64(h[24:], plenty)
+		le.PutUint32(h[32:], 32<<10)
+		le.PutUint32(h[36:], 64<<10)
+		h[44], h[46] = 1, 2
+		le.PutUint64(h[64:], uint64(len(index)))
+		change(h)
+		return reseal(append(h, index...), func([]byte) {})
+	}
+	same := func([]byte) {}
+	counts := func(fresh, units uint32) func(h []byte) {
+		return func(h []byte) { le.PutUint32(h[56:], fresh); le.PutUint32(h[60:], units) }
+	}
+	run := func(kind, n byte) byte { return n<<blocks.KindBits | kind }
+	const two = 128 << 10 // the image: two frames, four blocks
+	zeros := []byte{run(blocks.KindZero, 4)}
+	fresh := func(rest ...byte) []byte {
+		return append([]byte{run(blocks.KindFresh, 2), run(blocks.KindZero, 2)}, rest...)
+	}
+	pad := func(n int, b ...byte) []byte { return append(b, make([]byte, n)...) }
+	for name, row := range map[string]struct {
+		size   uint64
+		index  []byte
+		change func(h []byte)
+		want   string // in the error; "" if all is well
+	}{
+		"four blocks of zeros":           {two, zeros, same, ""},
+		"the largest window":             {two, zeros, func(h []byte) { le.PutUint32(h[40:], blocks.MaxWindow) }, ""},
+		"the largest frame":              {two, zeros, func(h []byte) { le.PutUint32(h[36:], blocks.MaxFrame) }, ""},
+		"the largest block":              {two, []byte{run(blocks.KindZero, 2)}, func(h []byte) { le.PutUint32(h[32:], blocks.MaxBlock); h[46] = 2 }, ""},
+		"the most blocks in a unit":      {two, zeros, func(h []byte) { h[46] = 4 }, ""},
+		"the most memory":                {two, zeros, func(h []byte) { le.PutUint64(h[24:], 1<<32) }, ""},
+		"the most blocks":                {blocks.MaxBlocks * 512, zeros, func(h []byte) { le.PutUint32(h[32:], 512) }, "ends early"},
+		"one block too many":             {blocks.MaxBlocks*512 + 1, zeros, func(h []byte) { le.PutUint32(h[32:], 512) }, "4194305 blocks"},
+		"the largest image":              {blocks.MaxSize, zeros, func(h []byte) { le.PutUint32(h[32:], 64<<10) }, "stated memory"},
+		"an image a byte too large":      {blocks.MaxSize + 1, zeros, same, "header"},
+		"more memory than there is":      {two, zeros, func(h []byte) { le.PutUint64(h[24:], 1<<32+1) }, "header"},
+		"a window a leaf too large":      {two, zeros, func(h []byte) { le.PutUint32(h[40:], blocks.MaxWindow+64<<10) }, "window"},
+		"a window that cuts a leaf":      {two, zeros, func(h []byte) { le.PutUint32(h[40:], 4096) }, "window"},
+		"a frame a leaf too large":       {two, zeros, func(h []byte) { le.PutUint32(h[36:], blocks.MaxFrame+64<<10) }, "frame"},
+		"a block too large":              {two, zeros, func(h []byte) { le.PutUint32(h[32:], 2*blocks.MaxBlock); h[46] = 1 }, "block"},
+		"a unit too large":               {two, zeros, func(h []byte) { h[46] = 5 }, "unit"},
+		"a byte that is reserved":        {two, zeros, func(h []byte) { h[45] = 1 }, "reserved"},
+		"more hashes than blocks":        {two, pad(20, zeros...), counts(5, 0), "counts contradict"},
+		"more units than hashes":         {two, pad(20, zeros...), counts(1, 2), "counts contradict"},
+		"an index a byte too long":       {two, zeros, func(h []byte) { h[64]++ }, "counts contradict"},
+		"hashes that the index lacks":    {two, pad(1, zeros...), counts(2, 1), "counts contradict"},
+		"a run of no blocks":             {two, []byte{0, run(blocks.KindZero, 4)}, same, "run of 0 blocks"},
+		"a run past the end":             {two, []byte{run(blocks.KindZero, 5)}, same, "run of 5 blocks"},
+		"a run of an unknown kind":       {two, []byte{run(3, 4)}, same, "of kind 3"},
+		"a repeat across two frames":     {two, []byte{run(blocks.KindZero, 2), run(blocks.KindRepeat, 2), 2}, same, ""},
+		"a repeat of what is before all": {two, []byte{run(blocks.KindZero, 2), run(blocks.KindRepeat, 2), 3}, same, "repeats what is 3 before"},
+		"a repeat in its own frame":      {two, []byte{run(blocks.KindZero, 3), run(blocks.KindRepeat, 1), 1}, same, "repeats what is 1 before"},
+		"fresh blocks that are not told": {two, fresh(pad(40)...), counts(1, 1), "2 fresh blocks, the header says 1"},
+		"one unit of two blocks":         {two, fresh(pad(18, 2*5+1)...), counts(2, 1), "units end at"},
+		"a unit of no bytes":             {two, fresh(pad(40, 2*0+1)...), counts(2, 1), "unit of 0 bytes"},
+		"a unit longer than its blocks":  {two, fresh(pad(40, 0x83, 0x80, 0x08)...), counts(2, 1), "unit of 65537 bytes"},
+		"more units than are told":       {two, fresh(pad(40, 2*5, 2*5)...), counts(2, 1), "more units than"},
+		"fewer units than are told":      {two, fresh(pad(18, 2*5+1)...), counts(2, 2), "1 units, the header says 2"},
+		"a unit past its frame":          {two, []byte{run(blocks.KindZero, 1), run(blocks.KindFresh, 2), run(blocks.KindZero, 1), 2*5 + 1, 0, 0, 0, 0}, counts(2, 1), "unit of 2 blocks"},
+		"a unit across another's block":  {two, append([]byte{run(blocks.KindFresh, 1), run(blocks.KindZero, 3)}, pad(40, 2*5+1)...), counts(1, 1), "unit across block 1"},
+		"a byte behind the hashes":       {two, fresh(pad(19, 2*5+1)...), counts(2, 1), "bytes left over"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			blob := forged(row.size, row.index, row.change)
+			_, err := blocks.Open(bytes.NewReader(blob), int64(len(blob)), blocks.Limits{Memory: 1 << 40, Size: int64(row.size)})
+			if row.want == "" {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorContains(t, err, row.want)
+			require.True(t, known(err))
+		})
+	}
+	_, err := blocks.Open(bytes.NewReader(forged(two, zeros, same)), blocks.HeaderSize-1, blocks.Limits{Memory: plenty, Size: two})
+	require.ErrorContains(t, err, "header of 127 bytes")
+	garbled := forged(two, zeros, same)
+	garbled[96] ^= 1
+	_, err = blocks.Open(bytes.NewReader(garbled), int64(len(garbled)), blocks.Limits{Memory: plenty, Size: two})
+	require.ErrorContains(t, err, "checksum")
+}
+
 // container wraps one unit for an image of 1024 bytes in a flawless blob: the signer was
 // fooled, or is the attacker.
 func container(unit []byte) []byte {
@@ -218,6 +309,21 @@ func TestHostileUnit(t *testing.T) {
 	}
 }
 
+// A unit and the sum of it in its directory may be exchanged together: the index has the sum
+// of the directory, and tells.
+func TestExchangedDirectory(t *testing.T) {
+	unit := bytes.Repeat([]byte{7}, 1024)
+	blob := container(unit)
+	at := len(blob) - len(unit)
+	other := bytes.Repeat([]byte{8}, 1024)
+	sum := sha256.Sum256(other)
+	copy(blob[at-16:], sum[:16])
+	copy(blob[at:], other)
+	x, err := blocks.Open(bytes.NewReader(blob), int64(len(blob)), blocks.Limits{Memory: plenty, Size: 1024})
+	require.NoError(t, err)
+	require.ErrorIs(t, x.Build(0, blocks.Sources{Blob: bytes.NewReader(blob)}, make([]byte, 1024)), delta.ErrFormat)
+}
+
 // Scanning and building allocate what the header says, once, and nothing per frame.
 func TestMemory(t *testing.T) {
 	want := system(22, 6<<20, 4096)
@@ -256,6 +362,8 @@ func TestBuildRefuses(t *testing.T) {
 	x, err := blocks.Open(bytes.NewReader(blob), int64(len(blob)), blocks.Limits{Memory: plenty, Size: int64(len(want))})
 	require.NoError(t, err)
 	require.ErrorIs(t, x.Scan(3+blocks.Spare, nil, 0, nil), delta.ErrLimit)
+	require.ErrorIs(t, x.Scan(blocks.Running, nil, -1, nil), delta.ErrLimit)
+	require.ErrorIs(t, x.Scan(blocks.Running, nil, blocks.MaxSize+1, nil), delta.ErrLimit)
 	src := blocks.Sources{Blob: bytes.NewReader(blob)}
 	dst := make([]byte, 64<<10)
 	require.ErrorIs(t, x.Build(-1, src, dst), delta.ErrFormat)

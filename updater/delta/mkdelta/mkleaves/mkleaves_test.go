@@ -136,6 +136,44 @@ func TestFormat(t *testing.T) {
 	require.Equal(t, blob, made)
 }
 
+// Each thing that a list may not say is refused before anything is read, and so before any
+// memory is asked for: sizes from nowhere, operations that are none, numbers too long.
+func TestListRefuses(t *testing.T) {
+	closed := leaves.Image{ReaderAt: failing{}, Size: 2 * delta.Leaf}
+	zero := func(n byte) string { return string(n<<leaves.Kinds | leaves.Zero) }
+	for name, row := range map[string]struct {
+		blob string
+		size int64
+		want error
+	}{
+		"zeros":                            {leaves.Magic + zero(2), 2 * delta.Leaf, nil},
+		"an image of nothing":              {leaves.Magic, 0, nil},
+		"a number of nine groups":          {leaves.Magic + "\x8a\x80\x80\x80\x80\x80\x80\x80\x00", 2 * delta.Leaf, nil},
+		"no magic":                         {zero(2), 2 * delta.Leaf, delta.ErrFormat},
+		"another magic":                    {leaves.Magic[:8] + "\x02" + zero(2), 2 * delta.Leaf, delta.ErrFormat},
+		"a size below zero":                {leaves.Magic, -delta.Leaf, delta.ErrFormat},
+		"a size beyond any image":          {leaves.Magic + "\x86\x80\x80\x20", delta.MaxSize + 1, delta.ErrFormat},
+		"a number of ten groups":           {leaves.Magic + "\x8a\x80\x80\x80\x80\x80\x80\x80\x80\x00", 2 * delta.Leaf, delta.ErrFormat},
+		"an unknown operation":             {leaves.Magic + string([]byte{2<<leaves.Kinds | 3}), 2 * delta.Leaf, delta.ErrFormat},
+		"an operation on nothing":          {leaves.Magic + zero(0) + zero(2), 2 * delta.Leaf, delta.ErrFormat},
+		"an operation on one leaf more":    {leaves.Magic + zero(3), 2 * delta.Leaf, delta.ErrFormat},
+		"a digest that is not there":       {leaves.Magic + "\x04", delta.Leaf, delta.ErrFormat},
+		"a leaf before the old image":      {leaves.Magic + "\x05\x01", delta.Leaf, delta.ErrFormat},
+		"a leaf past the old image":        {leaves.Magic + "\x05\x82\x80\x08", delta.Leaf, delta.ErrFormat},
+		"a displacement that is not there": {leaves.Magic + "\x05", delta.Leaf, delta.ErrFormat},
+		"a byte behind it":                 {leaves.Magic + zero(2) + "x", 2 * delta.Leaf, delta.ErrFormat},
+	} {
+		hashed := 0
+		_, err := leaves.List([]byte(row.blob), row.size, closed, func() error {
+			if hashed++; hashed > 10 {
+				return errFailing // a size that was believed would take an hour
+			}
+			return nil
+		})
+		require.ErrorIs(t, err, row.want, name)
+	}
+}
+
 func FuzzList(f *testing.F) {
 	old, fresh := pair(4)
 	blob, err := mkleaves.Make(f.Context(), image(old), image(fresh), listOf(fresh))
