@@ -135,6 +135,7 @@ func TestCheck(t *testing.T) {
 	}{
 		{"nothing", Record{}, `good slot ""`},
 		{"no mark", Record{Good: A, A: OK}, "marks"},
+		{"no mark of slot a", Record{Good: B, B: OK}, "marks"},
 		{"good slot bad", broken, "slot a is marked bad"},
 		{"tries without trial", Record{Good: A, A: OK, B: OK, Tries: 1}, "1 tries without a trial"},
 		{"good slot on trial", Record{Good: A, A: OK, B: OK, Trying: A, Tries: 1}, `slot "a" on trial`},
@@ -147,6 +148,25 @@ func TestCheck(t *testing.T) {
 			require.ErrorIs(t, err, ErrInvalid)
 			require.ErrorContains(t, err, tt.want)
 		})
+	}
+}
+
+// Two records are the same if a loader would do the same by them: each of its fields
+// counts, and what describes the storage does not.
+func TestSame(t *testing.T) {
+	stored := trial
+	stored.Confirmed, stored.Degraded = A, []error{ErrNoRecord}
+	require.True(t, trial.Same(stored))
+	for what, change := range map[string]func(*Record){
+		"good slot":     func(r *Record) { r.Good = B },
+		"slot on trial": func(r *Record) { r.Trying = "" },
+		"tries":         func(r *Record) { r.Tries-- },
+		"mark of a":     func(r *Record) { r.A = Bad },
+		"mark of b":     func(r *Record) { r.B = Bad },
+	} {
+		other := trial
+		change(&other)
+		require.False(t, trial.Same(other), what)
 	}
 }
 

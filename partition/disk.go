@@ -79,7 +79,7 @@ var ErrOutside = errors.New("outside of the partition")
 // what lies behind may be the running slot. A window that d does not contain is
 // empty.
 func Section(d Disk, off, n int64) Disk {
-	if off < 0 || n < 0 || off > d.Size() || n > d.Size()-off {
+	if off < 0 || n < 0 || n > d.Size()-off {
 		off, n = 0, 0
 	}
 	return &section{disk: d, off: off, size: n}
@@ -118,7 +118,7 @@ func (s *section) read(readAt func([]byte, int64) (int, error), p []byte, off in
 }
 
 func (s *section) WriteAt(p []byte, off int64) (int, error) {
-	if off < 0 || off > s.size || int64(len(p)) > s.size-off {
+	if off < 0 || int64(len(p)) > s.size-off {
 		return 0, fmt.Errorf("write %d bytes at %d of %d: %w", len(p), off, s.size, ErrOutside)
 	}
 	return s.disk.WriteAt(p, s.off+off)

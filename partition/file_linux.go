@@ -137,7 +137,7 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.file.ReadAt(p
 
 // WriteAt writes through the page cache; it never makes a file longer.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
-	if off < 0 || off > f.size || int64(len(p)) > f.size-off {
+	if off < 0 || int64(len(p)) > f.size-off {
 		return 0, fmt.Errorf("write %s: %d bytes at %d of %d: %w", f.Name(), len(p), off, f.size, ErrOutside)
 	}
 	return f.file.WriteAt(p, off)

@@ -79,6 +79,8 @@ func TestFileReadsWhatItWrote(t *testing.T) {
 			require.Equal(t, 10, n)
 			_, err = read(got, size)
 			require.ErrorIs(t, err, io.EOF)
+			_, err = read(got, -1)
+			require.Error(t, err)
 		}
 		for _, off := range []int64{-1, size - 1, size, size + 1, 1 << 62} {
 			_, err = f.WriteAt([]byte{1, 2}, off)
@@ -167,6 +169,8 @@ func TestSection(t *testing.T) {
 		require.ErrorIs(t, err, ErrOutside, "%d", off)
 	}
 	_, err = s.ReadAt(got, -1)
+	require.ErrorIs(t, err, ErrOutside)
+	_, err = s.WriteAt(nil, 51)
 	require.ErrorIs(t, err, ErrOutside)
 	require.Equal(t, before, []byte(d))
 	for _, w := range [][2]int64{{-1, 5}, {0, 1001}, {1000, 1}, {5, -1}, {1 << 62, 1 << 62}} {

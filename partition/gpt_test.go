@@ -206,9 +206,9 @@ func TestReadTableRefuses(t *testing.T) {
 	for name, change := range map[string]func(*table){
 		"entries of no bytes":              func(t *table) { t.size = 0 },
 		"entries of 127 bytes":             func(t *table) { t.size = 127 },
-		"entries of 384 bytes":             func(t *table) { t.size = 384 },
+		"entries of 384 bytes":             func(t *table) { t.size, t.count = 384, 32 },
 		"entries of 2 GiB":                 func(t *table) { t.size = 1 << 31 },
-		"no entries":                       func(t *table) { t.count = 0 },
+		"no entries":                       func(t *table) { t.count, t.parts = 0, nil },
 		"four billion entries":             func(t *table) { t.count = 1<<32 - 1 },
 		"too many large entries":           func(t *table) { t.count, t.size = 1024, 4096 },
 		"revision 2":                       func(t *table) { t.revision = 0x20000 },
@@ -218,6 +218,7 @@ func TestReadTableRefuses(t *testing.T) {
 		"usable area begins at 0":          func(t *table) { t.first = 0 },
 		"usable area ends before it began": func(t *table) { t.last = 33 },
 		"usable area ends past the disk":   func(t *table) { t.last = 1 << 40 },
+		"usable area ends at 2^64":         func(t *table) { t.last = 1<<64 - 1 },
 		"usable area covers the backup":    func(t *table) { t.last = 255 },
 		"partition ends before it began":   func(t *table) { t.parts[0].last = 39 },
 		"partition on the table":           func(t *table) { t.parts[0].first = 2 },
@@ -363,7 +364,9 @@ func TestCheckTable(t *testing.T) {
 		"backup has another label":     {func(disk memory) { copy(disk[223*512:], renamed.disk()[223*512:]) }, "partition 2 differs between primary and backup"},
 		"backup has a partition less":  {func(disk memory) { copy(disk[223*512:], shorter.disk()[223*512:]) }, "2 partitions in the primary, 1 in the backup"},
 		"primary has a partition less": {func(disk memory) { copy(disk[:34*512], shorter.disk()) }, "1 partitions in the primary, 2 in the backup"},
-		"a disk too small for any":     {nil, "disk of 1024 bytes"},
+		"backup's header in the place of the primary's": {func(disk memory) { copy(disk[512:1024], disk[255*512:]) },
+			"primary: header of sector 255 in sector 1"},
+		"a disk too small for any": {nil, "disk of 1024 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			disk := plainTable().disk()
@@ -374,6 +377,55 @@ func TestCheckTable(t *testing.T) {
 				world.change(disk)
 			}
 			require.EqualError(t, CheckTable(disk, 512), "invalid partition table: "+world.want)
+		})
+	}
+}
+
+// What a header points at is on the disk, and header, entries and usable area keep clear of
+// each other, in either copy and to the sector.
+func TestCheckHeader(t *testing.T) {
+	g := gpt{sector: 512, last: 255}
+	tight := header{firstUsable: 34, lastUsable: 222, entries: 2, count: 128, size: 128} // 32 sectors of entries
+	for _, row := range []struct {
+		state  string
+		at     uint64
+		change func(*header)
+		want   string // "" if it is allowed
+	}{
+		{"primary", 1, func(*header) {}, ""},
+		{"backup", 255, func(h *header) { h.entries = 223 }, ""},
+		{"entries of 64 bytes", 1, func(h *header) { h.size = 64 }, "entries of 64 bytes"},
+		{"entries of 8 KiB", 1, func(h *header) { h.size, h.count = 8192, 1 }, "entries of 8192 bytes"},
+		{"no entries", 1, func(h *header) { h.count = 0 }, "0 entries"},
+		{"as many entries as are read", 1, func(h *header) { h.count, h.size, h.firstUsable, h.lastUsable = 32, 4096, 300, 300 }, "usable sectors 300"},
+		{"one entry too many", 1, func(h *header) { h.count = maxEntries + 1 }, "1025 entries"},
+		{"one large entry too many", 1, func(h *header) { h.count, h.size = 33, 4096 }, "33 entries"},
+		{"usable area begins on the header", 1, func(h *header) { h.firstUsable = 1 }, "usable sectors 1 to 222"},
+		{"usable area ends before it began", 1, func(h *header) { h.lastUsable = 33 }, "usable sectors 34 to 33"},
+		{"usable area to the last sector", 1, func(h *header) { h.lastUsable = 255 }, "usable sectors 34 to 255"},
+		{"header at the first usable sector", 34, func(*header) {}, "header inside"},
+		{"header at the last usable sector", 222, func(*header) {}, "header inside"},
+		{"one sector too few before the usable area", 255, func(h *header) { h.firstUsable, h.entries = 33, 223 }, "no room"},
+		{"one sector too few behind the usable area", 1, func(h *header) { h.lastUsable = 223 }, "no room"},
+		{"entries on the protective MBR", 255, func(h *header) { h.entries = 0 }, "not on the disk"},
+		{"entries on the other header", 255, func(h *header) { h.entries = 1 }, "not on the disk"},
+		{"entries past the end", 1, func(h *header) { h.entries = 225 }, "not on the disk"},
+		{"entries behind the end", 1, func(h *header) { h.entries = 257 }, "not on the disk"},
+		{"entries reach into the usable area", 1, func(h *header) { h.entries = 3 }, "entries inside"},
+		{"entries begin in the usable area", 1, func(h *header) { h.entries = 222 }, "entries inside"},
+		{"entries end with the disk", 1, func(h *header) { h.entries = 224 }, ""},
+		{"entries end on their header", 255, func(h *header) { h.entries = 224 }, "on top of the header"},
+		{"entries begin on their header", 2, func(*header) {}, "on top of the header"},
+	} {
+		t.Run(row.state, func(t *testing.T) {
+			h := tight
+			row.change(&h)
+			err := g.checkHeader(h, row.at)
+			if row.want == "" {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorContains(t, err, row.want)
 		})
 	}
 }
@@ -444,6 +496,7 @@ func TestReadTableHugeDisk(t *testing.T) {
 		"four billion entries":    func(t *table) { t.count = 1<<32 - 1 },
 		"sixteen million entries": func(t *table) { t.count = 1 << 24 },
 		"4 GiB, or 0 in 32 bits":  func(t *table) { t.count = 1 << 25 },
+		"two entries of 2 GiB":    func(t *table) { t.count, t.size = 2, 1<<31 },
 		"more than usual":         func(t *table) { t.count = maxEntries + 1 },
 		"a few, and large":        func(t *table) { t.count, t.size = 64, 4096 },
 	} {

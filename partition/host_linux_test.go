@@ -142,6 +142,24 @@ func TestRootDiskUnknown(t *testing.T) {
 	require.Equal(t, "vda", disk)
 }
 
+// Devices may be mapped over each other, up to a depth; what goes on for ever is no disk.
+func TestDiskOfDepth(t *testing.T) {
+	m := board(t)
+	below := m.Sys + "/devices/pci0000:00/block/vda/vda6"
+	for n := range 17 {
+		name := fmt.Sprintf("dm-%d", 10+n)
+		m.device(name, fmt.Sprintf("253:%d", 10+n), "DEVTYPE=disk\n")
+		dir := m.Sys + "/devices/pci0000:00/block/" + name
+		m.link(dir+"/slaves/below", below)
+		below = dir
+	}
+	disk, err := m.DiskOf("253:25") // sixteen over the partition
+	require.NoError(t, err)
+	require.Equal(t, "vda", disk)
+	_, err = m.DiskOf("253:26")
+	require.ErrorContains(t, err, "stacked too deep")
+}
+
 // The partition that a boot stub names by UUID is found through the tables of
 // the disks; a disk without one is passed over, two equal ones are no answer.
 func TestLocateUUID(t *testing.T) {

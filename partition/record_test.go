@@ -84,12 +84,29 @@ func TestRecordCorruption(t *testing.T) {
 	got, err := parseRecord(area)
 	require.NoError(t, err)
 	require.Equal(t, r, got)
+
+	// A hash proves nothing about a length that no record has.
+	for n, whole := range map[int]bool{0: false, 1: true, MaxEnvelope: true, MaxEnvelope + 1: false} {
+		area := make([]byte, RecordSize+BlockSize)
+		copy(area, recordMagic)
+		binary.LittleEndian.PutUint32(area[8:], recordVersion)
+		binary.LittleEndian.PutUint32(area[12:], uint32(n))
+		sum := sha256.Sum256(area[recordHeader : recordHeader+n])
+		copy(area[16:], sum[:])
+		got, err := parseRecord(area)
+		if !whole {
+			require.ErrorIs(t, err, ErrNoRecord, "%d bytes", n)
+			continue
+		}
+		require.NoError(t, err)
+		require.Len(t, got.Envelope, n)
+	}
 }
 
 func TestRecordRefuses(t *testing.T) {
 	d := make(memory, RecordSize)
-	require.Error(t, WriteRecord(d, Record{}))
-	require.Error(t, WriteRecord(d, Record{Envelope: make([]byte, MaxEnvelope+1)}))
+	require.ErrorContains(t, WriteRecord(d, Record{}), "envelope of 0 bytes")
+	require.ErrorContains(t, WriteRecord(d, Record{Envelope: make([]byte, MaxEnvelope+1)}), "envelope of 65489 bytes")
 	require.True(t, isZero(d))
 	small := make(memory, RecordSize-1)
 	require.ErrorIs(t, WriteRecord(small, Record{Envelope: []byte{1}}), ErrOutside)

@@ -69,7 +69,7 @@ func (e Entry) marshal() []byte {
 // written, torn, damaged, or of a version to come.
 func parseEntry(b []byte) (Entry, error) {
 	le := binary.LittleEndian
-	if len(b) != entrySize || string(b[:8]) != entryMagic || le.Uint16(b[8:]) != entryVersion {
+	if len(b) != entrySize {
 		return Entry{}, errEntry
 	}
 	e := Entry{
@@ -77,7 +77,7 @@ func parseEntry(b []byte) (Entry, error) {
 		Install: [16]byte(b[32:48]), Digest: Digest(b[48:80]), Before: Digest(b[80:112]), After: Digest(b[112:144]),
 		Adopted: le.Uint16(b[10:]) == kindAdopted,
 	}
-	// One entry has one form: checksum and padding follow from the fields.
+	// One entry has one form: magic, version, checksum and padding follow from the fields.
 	if !bytes.Equal(e.marshal(), b) {
 		return Entry{}, errEntry
 	}

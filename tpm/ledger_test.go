@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"testing"
 	"time"
 
@@ -327,6 +329,122 @@ func TestEntryCorruption(t *testing.T) {
 		_, err := parseEntry(good[:n])
 		require.ErrorIs(t, err, errEntry, "%d bytes", n)
 	}
+}
+
+// An entry whose values do not follow from each other is none, however well its bytes
+// are summed: somebody made it up.
+func TestEntryMadeUp(t *testing.T) {
+	first := Entry{Digest: Digest{1}, After: Extended(Digest{}, Digest{1})}
+	adopted := Entry{Before: Digest{4}, After: Digest{4}, Adopted: true}
+	for state, e := range map[string]Entry{"first": first, "history adopted at the beginning": adopted} {
+		got, err := parseEntry(e.marshal())
+		require.NoError(t, err, state)
+		require.Equal(t, e, got)
+	}
+	for state, e := range map[string]Entry{
+		"leads to another value":          {Sequence: 1, Digest: Digest{1}, Before: Digest{4}, After: Digest{5}},
+		"adopted, and leads somewhere":    {Sequence: 1, Before: Digest{4}, After: Digest{5}, Adopted: true},
+		"first, and begins in the middle": {Digest: Digest{1}, Before: Digest{4}, After: Extended(Digest{4}, Digest{1})},
+	} {
+		_, err := parseEntry(e.marshal())
+		require.ErrorIs(t, err, errEntry, state)
+	}
+}
+
+// An entry counts in its own place only: one that was copied elsewhere would come back when
+// the ring has long written over it.
+func TestEntryInPlace(t *testing.T) {
+	log := blank(8)
+	e := Entry{Digest: Digest{1}, After: Extended(Digest{}, Digest{1})}
+	require.NoError(t, writeEntry(log, e))
+	_, err := log.WriteAt(e.marshal(), 3*entrySize)
+	require.NoError(t, err)
+	entries, err := readLog(log)
+	require.NoError(t, err)
+	require.Equal(t, []Entry{e}, entries)
+	_, err = readLog(broken{})
+	require.ErrorIs(t, err, errBroken)
+}
+
+// A log has room for two entries at least, or none is written: one alone would take
+// the place of the one before it.
+func TestLedgerLogTooSmall(t *testing.T) {
+	for size, want := range map[int]error{0: ErrNoLog, entrySize: ErrNoLog, smallestLog: nil} {
+		c, log := &chip{}, disktest.New(make([]byte, size))
+		require.ErrorIs(t, ledger(c, log).Add(Digest{1}, install(0)), want, "%d bytes", size)
+		_, err := readLog(log)
+		if want != nil {
+			require.Empty(t, c.past, "nothing was extended")
+			require.ErrorIs(t, err, io.ErrUnexpectedEOF, "%d bytes", size)
+			continue
+		}
+		require.NoError(t, err)
+	}
+}
+
+// A release that is installed again is entered again, and so is another one that goes by
+// the name of an attempt before: what is the same is both.
+func TestLedgerSameAttempt(t *testing.T) {
+	c := &chip{}
+	l := ledger(c, blank(8))
+	for range 2 {
+		require.NoError(t, l.Add(Digest{1}, install(0)))
+		require.NoError(t, l.Add(Digest{1}, install(1)))
+		require.NoError(t, l.Add(Digest{2}, install(0)))
+	}
+	v, _ := c.value()
+	require.Equal(t, Measured(Digest{1}, Digest{1}, Digest{2}), v)
+}
+
+// deaf is an index that says yes and does nothing.
+type deaf struct{ chip }
+
+func (*deaf) extend(Digest) error { return nil }
+
+// A TPM that says that it has entered an install is not believed: its value has to show it.
+func TestLedgerNotEntered(t *testing.T) {
+	l := ledger(&chip{}, blank(8))
+	l.nv = &deaf{}
+	require.ErrorIs(t, l.Add(Digest{1}, install(0)), ErrLedgerMismatch)
+}
+
+// An entry that was logged and is not in the TPM is entered only if it follows the last one
+// that is. Behind a gap, the log is another TPM's, or its own before it was cleared.
+func TestLedgerPendingBehindGap(t *testing.T) {
+	first := Entry{Digest: Digest{1}, After: Extended(Digest{}, Digest{1})}
+	for _, row := range []struct {
+		state   string
+		entries []Entry
+		extends int // before
+		want    error
+	}{
+		{"the first one of all", []Entry{first}, 0, nil},
+		{"the next one", []Entry{first, {Sequence: 1, Digest: Digest{2}, Before: first.After, After: Extended(first.After, Digest{2})}}, 1, nil},
+		{"one is missing", []Entry{first, {Sequence: 2, Digest: Digest{2}, Before: first.After, After: Extended(first.After, Digest{2})}}, 1, ErrLedgerMismatch},
+		{"all before it are missing", []Entry{{Sequence: 3, Digest: Digest{1}, After: first.After}}, 0, ErrLedgerMismatch},
+	} {
+		c, log := &chip{}, blank(8)
+		for range row.extends {
+			require.NoError(t, c.extend(Digest{1}))
+		}
+		for _, e := range row.entries {
+			require.NoError(t, writeEntry(log, e))
+		}
+		require.ErrorIs(t, ledger(c, log).Resume(), row.want, row.state)
+		if row.want != nil {
+			require.Len(t, c.past, row.extends, row.state)
+		}
+	}
+}
+
+// Nothing comes before the first entry, also if the log has one of the number that 0 - 1 is.
+func TestLedgerNothingBeforeFirst(t *testing.T) {
+	c, log := &chip{}, blank(8)
+	require.NoError(t, ledger(c, log).Add(Digest{1}, install(0)))
+	require.NoError(t, writeEntry(log, Entry{Sequence: math.MaxUint64, Adopted: true}))
+	h, err := ledger(c, log).history()
+	require.NoError(t, err)
+	require.Len(t, h.done, 1)
 }
 
 // Whatever a log holds, reading it ends, and what is taken for an entry is one.

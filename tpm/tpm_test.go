@@ -1,7 +1,10 @@
 package tpm
 
 import (
+	"bytes"
 	"crypto/sha1"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -48,6 +51,7 @@ func TestMeasure(t *testing.T) {
 	require.Contains(t, read(), "0x"+v.String())
 	s := Check(p, nil, 14, &d, nil)
 	require.True(t, s.Register.Agree)
+	require.Equal(t, []string{"no ledger"}, s.Missing)
 	one := sha1.Sum(d[:])
 	one = sha1.Sum(append(make([]byte, sha1.Size), one[:]...))
 	require.Contains(t, strings.ToLower(string(sw.Tool("tpm2_pcrread", "sha1:14"))), "0x"+hex.EncodeToString(one[:]),
@@ -57,15 +61,21 @@ func TestMeasure(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Measured(d, other), v)
 	require.Contains(t, read(), "0x"+v.String())
-	require.False(t, Check(p, nil, 14, &d, nil).Register.Agree, "something else was measured too")
+	s = Check(p, nil, 14, &d, nil)
+	require.False(t, s.Register.Agree, "something else was measured too")
+	require.Contains(t, s.Missing[0], "does not prove")
 
 	sw.Reset()
 	v, err = p.PCR(14)
 	require.NoError(t, err)
 	require.Equal(t, Digest{}, v, "a register starts anew at reset")
 	require.Contains(t, Check(p, nil, 14, &d, nil).Missing[0], "nothing was measured")
-	_, err = p.PCR(24)
-	require.Error(t, err)
+	_, err = p.PCR(23)
+	require.NoError(t, err)
+	for _, none := range []int{-1, 24} {
+		_, err = p.PCR(none)
+		require.ErrorContains(t, err, "want 0 to 23")
+	}
 }
 
 // A TPM whose SHA-256 bank is switched off takes the command and measures
@@ -237,5 +247,76 @@ func TestDigestText(t *testing.T) {
 	whole := want.Register.Value.String()
 	for name, bad := range map[string]string{"empty": "", "short": whole[:62], "odd": whole[:63], "long": whole + "00", "no hex": "x" + whole[1:]} {
 		require.Error(t, new(Digest).UnmarshalText([]byte(bad)), name)
+	}
+}
+
+// What comes over the bus from the TPM is taken for what it says only if it has the form
+// and the effect that it should have.
+func TestResponses(t *testing.T) {
+	success := []byte{0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0}
+	sized := func(b []byte) []byte {
+		binary.BigEndian.PutUint32(b[2:], uint32(len(b)))
+		return b
+	}
+	for _, row := range []struct {
+		state  string
+		code   tpm2.TPMCC
+		answer func(real []byte) []byte
+		do     func(p *TPM, l *Ledger) error
+		want   error
+		says   string
+	}{
+		{"it did not extend the register", tpm2.TPMCCPCRExtend,
+			func(real []byte) []byte { return nil },
+			func(p *TPM, _ *Ledger) error { _, err := p.Measure(14, Digest{1}); return err }, ErrNotMeasured, "expected"},
+		{"a digest of another length in the register", tpm2.TPMCCPCRRead,
+			func(real []byte) []byte {
+				short := real[:len(real)-sha256.Size]
+				short[len(short)-1] = sha1.Size
+				return sized(append(short, make([]byte, sha1.Size)...))
+			},
+			func(p *TPM, _ *Ledger) error { _, err := p.PCR(14); return err }, ErrNotMeasured, "no SHA-256 bank"},
+		{"a value of another length in the index", tpm2.TPMCCNVRead,
+			func(real []byte) []byte {
+				// Header, size of the parameters, size of the value, the value, the session.
+				session := real[16+sha256.Size:]
+				short := append(bytes.Clone(real[:16+sha1.Size]), session...)
+				binary.BigEndian.PutUint32(short[10:], 2+sha1.Size)
+				binary.BigEndian.PutUint16(short[14:], sha1.Size)
+				return sized(short)
+			},
+			func(_ *TPM, l *Ledger) error { return l.Add(Digest{2}, [16]byte{2}) }, nil, "20 bytes"},
+		{"it refused to extend the index", tpm2.TPMCCNVExtend,
+			func([]byte) []byte { return []byte{0x80, 1, 0, 0, 0, 10, 0, 0, 1, 1} },
+			func(_ *TPM, l *Ledger) error { return l.Add(Digest{2}, [16]byte{2}) }, tpm2.TPMRCFailure, "enter install"},
+		{"half a response", tpm2.TPMCCNVExtend,
+			func([]byte) []byte { return success[:9] },
+			func(_ *TPM, l *Ledger) error { return l.Add(Digest{2}, [16]byte{2}) }, nil, "response of 9 bytes"},
+	} {
+		sw := tpmtest.Start(t)
+		lie := false
+		p := New(transportFunc(func(command []byte) ([]byte, error) {
+			if !lie || be32(command[6:]) != uint32(row.code) {
+				return sw.Send(command)
+			}
+			if row.code == tpm2.TPMCCPCRExtend {
+				// Of register 23, in place of the one that was meant.
+				command = bytes.Clone(command)
+				binary.BigEndian.PutUint32(command[10:], 23)
+			}
+			real, err := sw.Send(command)
+			if other := row.answer(real); other != nil {
+				real = other
+			}
+			return real, err
+		}))
+		l := p.Ledger(LedgerOptions{Logs: []Log{blank(4)}})
+		require.NoError(t, l.Add(Digest{1}, [16]byte{1}), row.state)
+		lie = true
+		err := row.do(p, l)
+		require.ErrorContains(t, err, row.says, row.state)
+		if row.want != nil {
+			require.ErrorIs(t, err, row.want, row.state)
+		}
 	}
 }

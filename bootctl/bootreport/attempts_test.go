@@ -3,12 +3,16 @@ package bootreport
 import (
 	"bytes"
 	"fmt"
+	"hash/crc32"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/partition/datafile"
 )
 
 // Nothing is forgotten while there is room, to the last byte of it; what makes the file too
@@ -116,3 +120,36 @@ func TestExplainTheOnlyEvent(t *testing.T) {
 	end := Explain([]Attempt{{BootID: "1", Slot: "b", Stage: StageFailed, Cause: "no root"}}, "b", "")
 	require.Equal(t, End{Kind: EndFailed, Boots: 1, Detail: "no root"}, end)
 }
+
+// Of a file that somebody else made too large the newest events are read, and no more than
+// there may be, also if it grows meanwhile.
+func TestAttemptsTooLarge(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "attempts")
+	var log []byte
+	for n := 0; len(log) <= 2*MaxSize; n++ {
+		text := fmt.Sprintf(`{"boot_id":"%04d","slot":"a","stage":"started"}`, n)
+		log = fmt.Appendf(log, "%08x %s\n", crc32.Checksum([]byte(text), castagnoli), text)
+	}
+	require.NoError(t, os.WriteFile(path, log, 0o644))
+	want := parse(log[len(log)-MaxSize:])
+	all, err := Attempts(path)
+	require.NoError(t, err)
+	require.Equal(t, want, all)
+
+	all, err = attempts(grown{}, path)
+	require.NoError(t, err)
+	require.Equal(t, parse(log[:MaxSize]), all)
+}
+
+// grown is a file system whose files are empty when their size is asked for, and not any
+// more when they are read.
+type grown struct{ datafile.OS }
+
+func (g grown) OpenFile(name string, flag int, perm fs.FileMode) (datafile.File, error) {
+	f, err := g.OS.OpenFile(name, flag, perm)
+	return grownFile{f}, err
+}
+
+type grownFile struct{ datafile.File }
+
+func (f grownFile) Stat() (fs.FileInfo, error) { return os.Stat(os.DevNull) }

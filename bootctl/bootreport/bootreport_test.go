@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -53,6 +54,34 @@ func TestReadBootRefuses(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, []byte(largest), 0o644))
 	_, err = ReadBoot(path)
 	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, []byte(largest+" "), 0o644))
+	_, err = ReadBoot(path)
+	require.ErrorContains(t, err, "more than")
+}
+
+// Of a report without an end no more is read than a report may have.
+func TestReadBootEndless(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "boot.json")
+	require.NoError(t, syscall.Mkfifo(path, 0o600))
+	const all = 16 << 20
+	taken := make(chan int)
+	go func() {
+		n := 0
+		defer func() { taken <- n }()
+		w, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return
+		}
+		defer w.Close()
+		for n < all && err == nil {
+			var some int
+			some, err = w.Write(make([]byte, 4096))
+			n += some
+		}
+	}()
+	_, err := ReadBoot(path)
+	require.Error(t, err)
+	require.Less(t, <-taken, all, "it was read to its end")
 }
 
 // However often a device boots, the file stays bounded and the newest events

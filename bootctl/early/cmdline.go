@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // ErrCmdline means that the kernel command line does not say what the first
@@ -58,4 +59,17 @@ func (c Cmdline) Value(key string) (string, error) {
 		value, found = p.Value, true
 	}
 	return value, nil
+}
+
+// watchdogTimeout is the watchdog's time-out that the line asks for, or the default one.
+func (c Cmdline) watchdogTimeout() (time.Duration, error) {
+	seconds, err := c.Value("tandem.watchdog")
+	if err != nil || seconds == "" {
+		return defaultTimeout, err
+	}
+	timeout, err := time.ParseDuration(seconds + "s")
+	if err != nil || timeout < time.Second || timeout > time.Hour || timeout%time.Second != 0 {
+		return defaultTimeout, fmt.Errorf("%w: tandem.watchdog=%q is no number of seconds from 1 to 3600", ErrCmdline, seconds)
+	}
+	return timeout, nil
 }

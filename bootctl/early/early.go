@@ -99,16 +99,8 @@ func (b *boot) readCmdline() error {
 	if id, err := os.ReadFile(bootIDFile); err == nil {
 		b.report.BootID = strings.TrimSpace(string(id))
 	}
-	seconds, err := b.line.Value("tandem.watchdog")
-	if err != nil || seconds == "" {
-		return err
-	}
-	timeout, err := time.ParseDuration(seconds + "s")
-	if err != nil || timeout < time.Second || timeout > time.Hour || timeout%time.Second != 0 {
-		return fmt.Errorf("%w: tandem.watchdog=%q is no number of seconds from 1 to 3600", ErrCmdline, seconds)
-	}
-	b.timeout = timeout
-	return nil
+	b.timeout, err = b.line.watchdogTimeout()
+	return err
 }
 
 // loadModules loads the board's list. The watchdog device is opened at the

@@ -7,10 +7,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 	"unicode/utf16"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/partition"
 	"github.com/tandem-ota/tandem/partition/verity"
 	"github.com/tandem-ota/tandem/updater/manifest"
 )
@@ -43,6 +47,67 @@ func TestCmdlineTwice(t *testing.T) {
 	value, err = line.Value("absent")
 	require.NoError(t, err)
 	require.Empty(t, value)
+}
+
+// The board says how long the machine may hang, in whole seconds up to an hour; anything
+// else would leave it without a watchdog, and is refused.
+func TestWatchdogTimeout(t *testing.T) {
+	for line, want := range map[string]time.Duration{
+		"":                     defaultTimeout,
+		"tandem.watchdog=":     defaultTimeout,
+		"tandem.watchdog=1":    time.Second,
+		"tandem.watchdog=3600": time.Hour,
+	} {
+		got, err := ParseCmdline(line).watchdogTimeout()
+		require.NoError(t, err, line)
+		require.Equal(t, want, got, line)
+	}
+	for _, bad := range []string{"0", "-1", "0.5", "1.5", "3601", "1m", "x", "1 tandem.watchdog=1"} {
+		_, err := ParseCmdline("tandem.watchdog=" + bad).watchdogTimeout()
+		require.ErrorIs(t, err, ErrCmdline, bad)
+	}
+}
+
+// A slot is named by its boot partition and by nothing else.
+func TestSlotOf(t *testing.T) {
+	for _, want := range []bootctl.Slot{bootctl.A, bootctl.B} {
+		slot, err := slotOf("boot_" + string(want))
+		require.NoError(t, err)
+		require.Equal(t, want, slot)
+	}
+	for _, bad := range []string{"", "a", "b", "boot_", "boot_c", "root_a", "boot_boot_a"} {
+		_, err := slotOf(bad)
+		require.ErrorIs(t, err, ErrSlot, bad)
+	}
+}
+
+// A disk may take its time to appear, and no longer than that: the watchdog would cut a
+// boot that waits for ever short, and nobody would know why.
+func TestAwait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		appears := func(after time.Duration) func() (partition.Node, error) {
+			return func() (partition.Node, error) {
+				if time.Since(begin) < after {
+					return partition.Node{}, partition.ErrNoPartition
+				}
+				return partition.Node{Name: "vda5"}, nil
+			}
+		}
+		node, err := await(time.Minute, appears(time.Minute))
+		require.NoError(t, err)
+		require.Equal(t, "vda5", node.Name)
+
+		begin = time.Now()
+		_, err = await(time.Minute, appears(time.Hour))
+		require.ErrorIs(t, err, partition.ErrNoPartition)
+
+		// Nothing else gets better by waiting.
+		begin = time.Now()
+		_, err = await(time.Minute, func() (partition.Node, error) { return partition.Node{}, partition.ErrDuplicateLabel })
+		require.ErrorIs(t, err, partition.ErrDuplicateLabel)
+		require.Equal(t, begin, time.Now())
+	})
 }
 
 func FuzzParseCmdline(f *testing.F) {
@@ -89,7 +154,7 @@ func TestParsePartUUID(t *testing.T) {
 		_, err := parsePartUUID(good[:n])
 		require.Error(t, err, "cut to %d bytes", n)
 	}
-	for _, bad := range []string{uuid, uuid + "!", uuid[:35] + "\x00\x00", strings.ReplaceAll(uuid, "-", "_") + "\x00", strings.Repeat("g", 36) + "\x00", uuid + "\x00\x00"} {
+	for _, bad := range []string{uuid, uuid + "!", uuid[:35] + "\x00\x00", strings.ReplaceAll(uuid, "-", "_") + "\x00", strings.Repeat("g", 36) + "\x00", "g" + uuid[1:] + "\x00", ":" + uuid[1:] + "\x00", "/" + uuid[1:] + "\x00", "`" + uuid[1:] + "\x00", uuid + "\x00\x00"} {
 		_, err := parsePartUUID(variable(bad))
 		require.Error(t, err, "%q", bad)
 	}

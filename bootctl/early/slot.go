@@ -68,12 +68,8 @@ func findSlot(host partition.Host, line Cmdline, wait time.Duration) (bootctl.Sl
 		if err != nil {
 			return "", node, fmt.Errorf("%w: partition %s: %w", ErrSlot, uuid, err)
 		}
-		label, _ := strings.CutPrefix(node.Label, "boot_")
-		slot := bootctl.Slot(label)
-		if !slot.Valid() || node.Label != "boot_"+label {
-			return "", node, fmt.Errorf("%w: started from partition %q", ErrSlot, node.Label)
-		}
-		return slot, node, nil
+		slot, err := slotOf(node.Label)
+		return slot, node, err
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return "", partition.Node{}, fmt.Errorf("%w: %w", ErrSlot, err)
@@ -92,6 +88,16 @@ func findSlot(host partition.Host, line Cmdline, wait time.Duration) (bootctl.Sl
 		return "", node, fmt.Errorf("%w: %w", ErrSlot, err)
 	}
 	return slot, node, nil
+}
+
+// slotOf returns the slot whose boot partition has the label.
+func slotOf(label string) (bootctl.Slot, error) {
+	name, boot := strings.CutPrefix(label, "boot_")
+	slot := bootctl.Slot(name)
+	if !boot || !slot.Valid() {
+		return "", fmt.Errorf("%w: started from partition %q", ErrSlot, label)
+	}
+	return slot, nil
 }
 
 // await asks again until there is an answer, since a driver finds its disks in

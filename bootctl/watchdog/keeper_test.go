@@ -106,6 +106,31 @@ func TestKeeperTrialDeadline(t *testing.T) {
 	})
 }
 
+// A second start of a trial may bring its deadline forward.
+func TestKeeperTrialEarlier(t *testing.T) {
+	now := time.Unix(0, 0)
+	k := NewKeeper(newHardware(), func() time.Time { return now })
+	k.Register("updater", 24*time.Hour)
+	k.StartTrial(time.Hour)
+	k.StartTrial(time.Minute)
+	now = now.Add(time.Minute - 1)
+	require.NoError(t, k.Feed())
+	now = now.Add(1)
+	require.ErrorIs(t, k.Feed(), ErrTrialOver)
+}
+
+// The end of one check leaves the others: the one that is stuck still counts.
+func TestKeeperUnregistersItsOwn(t *testing.T) {
+	now := time.Unix(0, 0)
+	k := NewKeeper(newHardware(), func() time.Time { return now })
+	k.Register("stuck", time.Minute)
+	k.Register("finished", time.Hour).Unregister()
+	now = now.Add(time.Minute)
+	require.NoError(t, k.Feed())
+	now = now.Add(1)
+	require.ErrorIs(t, k.Feed(), ErrLate)
+}
+
 // A clock that steps back after the deadline does not give the trial more time.
 func TestKeeperTrialClockBack(t *testing.T) {
 	now := time.Unix(0, 0)

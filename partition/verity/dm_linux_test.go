@@ -129,6 +129,7 @@ func TestActivateLeavesNothingBehind(t *testing.T) {
 func TestActivateRefuses(t *testing.T) {
 	for name, change := range map[string]func(*Params){
 		"no data":               func(p *Params) { p.DataBlocks = 0 },
+		"more than any disk":    func(p *Params) { p.DataBlocks, p.HashOffset = maxBlocks+1, (maxBlocks+1)*BlockSize },
 		"salt too long":         func(p *Params) { p.Salt = make([]byte, 257) },
 		"tree inside the data":  func(p *Params) { p.HashOffset = 128 * BlockSize },
 		"tree between blocks":   func(p *Params) { p.HashOffset++ },
@@ -153,18 +154,19 @@ func TestActivateRefuses(t *testing.T) {
 func TestStatusRefuses(t *testing.T) {
 	root := strings.Repeat("5a", 32)
 	for name, line := range map[string]string{
-		"nothing":             "",
-		"tree elsewhere":      "1 8:5 8:6 4096 4096 129 131 sha256 " + root + " -",
-		"other block size":    "1 8:5 8:5 1024 4096 129 131 sha256 " + root + " -",
-		"other version":       "0 8:5 8:5 4096 4096 129 131 sha256 " + root + " -",
-		"other hash blocks":   "1 8:5 8:5 4096 1024 129 131 sha256 " + root + " -",
-		"other hash":          "1 8:5 8:5 4096 4096 129 131 sha512 " + root + " -",
-		"hash start 0":        "1 8:5 8:5 4096 4096 129 0 sha256 " + root + " -",
-		"hash start cut off":  "1 8:5 8:5 4096 4096 129 4503599627370627 sha256 " + root + " -", // 2^52 + 131
-		"tree in the data":    "1 8:5 8:5 4096 4096 129 100 sha256 " + root + " -",
-		"an unknown option":   "1 8:5 8:5 4096 4096 129 131 sha256 " + root + " - 1 ignore_zero_blocks",
-		"two options":         "1 8:5 8:5 4096 4096 129 131 sha256 " + root + " - 2 ignore_corruption ignore_zero_blocks",
-		"root hash too short": "1 8:5 8:5 4096 4096 129 131 sha256 5a -",
+		"nothing":                       "",
+		"tree elsewhere":                "1 8:5 8:6 4096 4096 129 131 sha256 " + root + " -",
+		"other block size":              "1 8:5 8:5 1024 4096 129 131 sha256 " + root + " -",
+		"other version":                 "0 8:5 8:5 4096 4096 129 131 sha256 " + root + " -",
+		"other hash blocks":             "1 8:5 8:5 4096 1024 129 131 sha256 " + root + " -",
+		"other hash":                    "1 8:5 8:5 4096 4096 129 131 sha512 " + root + " -",
+		"hash start 0":                  "1 8:5 8:5 4096 4096 129 0 sha256 " + root + " -",
+		"hash start cut off":            "1 8:5 8:5 4096 4096 129 4503599627370627 sha256 " + root + " -",  // 2^52 + 131
+		"hash start cut off from below": "1 8:5 8:5 4096 4096 129 -4503599627370365 sha256 " + root + " -", // 131 - 2^52
+		"tree in the data":              "1 8:5 8:5 4096 4096 129 100 sha256 " + root + " -",
+		"an unknown option":             "1 8:5 8:5 4096 4096 129 131 sha256 " + root + " - 1 ignore_zero_blocks",
+		"two options":                   "1 8:5 8:5 4096 4096 129 131 sha256 " + root + " - 2 ignore_corruption ignore_zero_blocks",
+		"root hash too short":           "1 8:5 8:5 4096 4096 129 131 sha256 5a -",
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := status(&kernel{t: t, name: "root", table: line, verdict: "V"}, "root")

@@ -49,6 +49,18 @@ func TestParamsRefuses(t *testing.T) {
 	}
 }
 
+// A number or a digest of a wrong length is called that, and not a bad spelling.
+func TestParamsNamesTheField(t *testing.T) {
+	for s, want := range map[string]string{
+		"1,8,-," + rootHex[2:]:    "root hash",
+		"1,8,-," + rootHex + "00": "root hash",
+		"1,8,," + rootHex:         "salt",
+	} {
+		_, err := ParseParams(s)
+		require.EqualError(t, err, ErrParams.Error()+": "+want)
+	}
+}
+
 // Whatever stands on the command line, parsing ends with an error or with
 // parameters that the kernel can be given.
 func FuzzParseParams(f *testing.F) {
