@@ -99,6 +99,9 @@ func (w *wear) noted(t *testing.T, attempts []bootreport.Attempt, first int) {
 		require.NoError(t, bootreport.Append(path, a))
 		info, err := os.Stat(path)
 		require.NoError(t, err)
+		if info.Size() < size {
+			size = 0 // it was full, and is written anew
+		}
 		if i >= first {
 			w.log += info.Size() - size
 			w.pages += pages(size, info.Size()-size)
