@@ -356,6 +356,9 @@ func TestSumOfUnits(t *testing.T) {
 			require.Equal(t, old, crash.Sum(0), "%s", crash)
 		}
 		content[crash.Sum(0)], sum[holds] = holds, crash.Sum(0)
+		for untouched := range after.Bench().Crashes(disktest.Bounds{}) {
+			require.Equal(t, untouched.Sum(0), crash.Sum(0), "%s", crash)
+		}
 	}
 	require.Less(t, len(sum), states, "some came twice")
 }
