@@ -3,6 +3,8 @@ package updater
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -11,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tandem-ota/tandem/bootctl"
+	"github.com/tandem-ota/tandem/bootctl/bootreport"
 	"github.com/tandem-ota/tandem/partition"
 	"github.com/tandem-ota/tandem/partition/disktest"
 	"github.com/tandem-ota/tandem/transport"
@@ -19,28 +22,47 @@ import (
 )
 
 // What an update may write: the blocks in which the spare slot differs from the new
-// system, with some room for a block that a power cut makes it write twice, and so many
-// sectors of flash for what it keeps about itself: slot record, boot record, journal and
-// the log of the trial.
+// system, with some room for a block that a power cut makes it write twice, and as many
+// bytes as so many sectors of flash have for what is kept about it: slot record, boot
+// record, journal, the log of the trial, the release metadata and the boot log.
 //
 // A block is what partition.Writer compares and writes, 4 KiB; a sector of flash is as
-// large.
+// large. That bar is about bytes. A write of 512 bytes programs a whole page of flash all
+// the same, so pages are counted too, each as often as a write touches it: that is what
+// such flash would program at most. Nobody promised a number; wearPages is what it was when
+// this was written, in the worst case.
+//
+// Not in it: what the data partition's file system writes about the files (names, sizes,
+// its own journal; here journal and trial log are on a disk of their own, where a device
+// replaces files), and the ledger's log on a board with a TPM, which gets 512 bytes for
+// each attempt in each of its copies.
 const (
 	wearRatio  = 1.05
 	wearSector = partition.BlockSize
 	wearSpare  = 8 * wearSector
+	wearPages  = 32
 )
 
 // wear is what was written to the disks of a device, in bytes by what it is for.
 type wear struct {
-	images, record, boot, journal int64
-	syncs                         int
+	images, record, boot, journal, tuf, log int64
+	syncs                                   int
+	pages                                   int64 // that all of it but images touched, once for each write
 }
 
-func (w wear) metadata() int64 { return w.record + w.boot + w.journal }
+func (w wear) metadata() int64 { return w.record + w.boot + w.journal + w.tuf + w.log }
 
 func (w wear) String() string {
-	return fmt.Sprintf("images %d, slot record %d, boot record %d, journal and trial log %d; %d syncs", w.images, w.record, w.boot, w.journal, w.syncs)
+	return fmt.Sprintf("images %d, slot record %d, boot record %d, journal and trial log %d, release metadata %d, boot log %d; %d pages beside images, %d syncs",
+		w.images, w.record, w.boot, w.journal, w.tuf, w.log, w.pages, w.syncs)
+}
+
+// pages is how many sectors of flash a write touches.
+func pages(off, n int64) int64 {
+	if n == 0 {
+		return 0
+	}
+	return (off+n-1)/wearSector - off/wearSector + 1
 }
 
 // worn adds up what a bench has recorded.
@@ -48,6 +70,7 @@ func (d *device) worn(log []disktest.Op) wear {
 	var w wear
 	for _, op := range log {
 		n := int64(len(op.Data))
+		touched := pages(op.Off, n)
 		switch {
 		case op.Kind == disktest.Sync:
 			w.syncs++
@@ -59,9 +82,39 @@ func (d *device) worn(log []disktest.Op) wear {
 			w.record += n
 		default:
 			w.images += n
+			touched = 0
 		}
+		w.pages += touched
 	}
 	return w
+}
+
+// noted adds what the boots of a device leave in its boot log, of which those before the
+// first were there already: the lines of the first program, and the one of the agent that
+// restarts the machine on purpose (here at every boot; it is not on the bench).
+func (w *wear) noted(t *testing.T, attempts []bootreport.Attempt, first int) {
+	path := filepath.Join(t.TempDir(), "attempts")
+	size := int64(0)
+	note := func(i int, a bootreport.Attempt) {
+		require.NoError(t, bootreport.Append(path, a))
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		if info.Size() < size {
+			size = 0 // it was full, and is written anew
+		}
+		if i >= first {
+			w.log += info.Size() - size
+			w.pages += pages(size, info.Size()-size)
+		}
+		size = info.Size()
+	}
+	for i, a := range attempts {
+		note(i, a)
+		if a.Stage == bootreport.StageSwitched {
+			a.Stage, a.Cause = bootreport.StageClean, "boot the new system"
+			note(i, a)
+		}
+	}
 }
 
 // changed is how many bytes of blocks a slot has that differ from a release.
@@ -86,9 +139,9 @@ func (d *device) changed(s bootctl.Slot, version string) int64 {
 }
 
 // Flash lives as long as little is written to it. From the fleet's order to the commit,
-// over all disks and whoever writes (the loader that counts a try, too), an update writes
-// the blocks that change and a few sectors about itself; so it does where the link breaks
-// or the program ends in the middle of it, since a block that is right is not written again.
+// agent, loader (that counts a try) and first program (that notes a boot) write the blocks
+// that change and a few sectors about the update; so it is where the link breaks or the
+// program ends in the middle of it, since a block that is right is not written again.
 func TestWearOfUpdate(t *testing.T) {
 	breaks := func(times int) func(s *source) {
 		n := 0
@@ -114,7 +167,7 @@ func TestWearOfUpdate(t *testing.T) {
 		s.onRead = func(manifest.Digest, int64, []byte) error { s.block = s.moved > 2*leaf; return nil }
 	}
 	var ratio float64
-	var spare int64
+	var spare, most int64
 	for _, c := range []struct {
 		name, runs, spare, goal string
 		meets                   func(s *source)
@@ -135,9 +188,13 @@ func TestWearOfUpdate(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				f := newDevice(t, c.runs, c.spare).follow()
-				f.u.p.Checkpoint = 4 << 20 // as on a device
+				f.stop()
+				var tuf, put int64
+				meter := func(data []byte) { tuf, put = tuf+int64(len(data)), put+pages(0, int64(len(data))) }
+				f.on(meter)
 				changed, log := f.changed(f.u.spare(), c.goal), f.disks[0].Bench()
-				before := len(log.Log())
+				before, boots := len(log.Log()), len(f.attempts)
+				tuf, put = 0, 0
 				f.serves(c.meets)
 				order := f.desired(c.goal)
 				order.Full = transport.FullGo
@@ -148,15 +205,14 @@ func TestWearOfUpdate(t *testing.T) {
 						f.serves(nil)
 					}
 					f.stop()
-					f.u = f.start()
-					f.u.p.Checkpoint = 4 << 20
-					f.again()
+					f.on(meter)
 					synctest.Wait()
 				}
 				f.serves(nil)
 				time.Sleep(time.Hour)
 				f.stop()
 				f.u = f.powerOn()
+				f.meters(meter)
 				f.u.running.Manifest.Trial.WindowSeconds, f.u.running.Manifest.Trial.DeadlineSeconds = 600, 1200
 				require.NoError(t, f.u.Resume(ctx))
 				f.settled(f.u, c.goal)
@@ -165,46 +221,62 @@ func TestWearOfUpdate(t *testing.T) {
 				f.stop()
 
 				w := f.worn(log.Log()[before:])
+				w.tuf, w.pages = tuf, w.pages+put
+				w.noted(t, f.attempts, boots)
+				for what, n := range map[string]int64{"slot record": w.record, "boot record": w.boot, "journal": w.journal, "release metadata": w.tuf, "boot log": w.log} {
+					require.Positive(t, n, what)
+				}
 				t.Logf("changed %d; written: %s", changed, w)
 				require.LessOrEqual(t, float64(w.images), wearRatio*float64(changed))
 				require.LessOrEqual(t, float64(w.images+w.metadata()), wearRatio*float64(changed)+wearSpare)
 				if changed > 0 {
 					ratio = max(ratio, float64(w.images)/float64(changed))
 				}
-				spare = max(spare, w.metadata())
+				require.LessOrEqual(t, w.pages, int64(wearPages))
+				spare, most = max(spare, w.metadata()), max(most, w.pages)
 			})
 		})
 	}
 	t.Attr("wear-ratio-worst", fmt.Sprintf("%.3f", ratio))
-	t.Attr("wear-metadata-sectors-worst", fmt.Sprintf("%.1f", float64(spare)/wearSector))
+	t.Attr("wear-metadata-sectors-worst", fmt.Sprintf("%.1f", float64(spare)/wearSector)) // bytes, in sectors of 4 KiB
+	t.Attr("wear-metadata-pages-worst", fmt.Sprint(most))                                 // of 4 KiB, touched by a write
 }
 
-// counting is a store of TUF metadata that counts what is written.
+// counting is a store of release metadata that tells what is written.
 type counting struct {
 	memoryStore
-	writes *int
+	put func(data []byte)
 }
 
 func (c counting) Put(name string, data []byte) error {
-	*c.writes++
+	c.put(data)
 	return c.memoryStore.Put(name, data)
 }
 
 // on starts the program and has it follow its fleet.
-func (f *following) on(writes *int) {
+func (f *following) on(put func(data []byte)) {
 	f.u = f.start()
-	var err error
-	f.u.p.TUF, err = trust.Open(counting{f.tuf, writes}, f.w.anchor)
-	require.NoError(f.t, err)
+	f.meters(put)
 	f.again()
 }
 
-// A device that has nothing to do writes nothing, for months: not when the link comes and
-// goes, not when the broker repeats its order on every connection, not when it is switched
-// off and on; and just so where it refused the order, or waits for leave to follow it.
+// meters has the program's store of release metadata tell what it writes, and lets it
+// download as much between two checkpoints as on a device.
+func (f *following) meters(put func(data []byte)) {
+	var err error
+	f.u.p.TUF, err = trust.Open(counting{f.tuf, put}, f.w.anchor)
+	require.NoError(f.t, err)
+	f.u.p.Checkpoint = 4 << 20
+}
+
+// The agent of a device that has nothing to do writes nothing, for months: not when the
+// link comes and goes, not when the broker repeats its order on every connection, not when
+// the device is switched off and on; and just so where it refused the order, or waits for
+// leave to follow it. Nor does the loader. A boot leaves two lines in the boot log: the
+// first program's, that it runs and that it hands over.
 func TestIdleDeviceWritesNothing(t *testing.T) {
 	const days = 30
-	written := 0
+	written, worst := 0, int64(0)
 	for _, c := range []struct {
 		name, wants string
 		full        string
@@ -228,10 +300,11 @@ func TestIdleDeviceWritesNothing(t *testing.T) {
 				time.Sleep(time.Hour)
 				f.stop()
 				writes := 0
-				f.on(&writes)
+				count := func([]byte) { writes++ }
+				f.on(count)
 				time.Sleep(time.Hour)
 
-				before, boots := f.ops(), f.boots
+				before, boots, noted := f.ops(), f.boots, len(f.attempts)
 				for day := range days {
 					for range 6 {
 						f.linkUp = false
@@ -243,15 +316,21 @@ func TestIdleDeviceWritesNothing(t *testing.T) {
 					require.Equal(t, before, f.ops(), "day %d", day)
 					require.Zero(t, writes, "metadata, day %d", day)
 					f.stop()
-					f.on(&writes)
+					f.on(count)
 				}
 				f.stop()
 				require.Equal(t, days, f.boots-boots)
 				written += f.ops() - before + writes
 				require.Zero(t, written)
+				require.Len(t, f.attempts[noted:], 2*days, "lines in the boot log")
+				var w wear
+				w.noted(t, f.attempts, noted)
+				worst = max(worst, (w.log+days-1)/days)
+				require.Less(t, worst, int64(wearSector/2))
 			})
 		})
 	}
 	t.Attr("idle-days", fmt.Sprint(days))
-	t.Attr("idle-writes", fmt.Sprint(written))
+	t.Attr("idle-writes", fmt.Sprint(written))       // of the agent and the loader
+	t.Attr("idle-boot-log-bytes", fmt.Sprint(worst)) // of the first program, in one boot; and of the agent, if it restarts the machine
 }

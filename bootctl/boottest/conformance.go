@@ -19,6 +19,18 @@ type Backend struct {
 	Open func(d *disktest.Disk) bootctl.Store
 	// Boot is the loader's model.
 	Boot Loader
+	// Unit is what the disk writes at once, in bytes (disktest.Disk.SetUnit); 0 means a
+	// sector.
+	Unit int64
+}
+
+// disk is a disk with this content.
+func (b Backend) disk(content []byte) *disktest.Disk {
+	d := disktest.New(content)
+	if b.Unit != 0 {
+		d.SetUnit(b.Unit)
+	}
+	return d
 }
 
 // Conformance checks the claims that hold for every bootloader: what Load and
@@ -70,7 +82,7 @@ func next(r bootctl.Record) bootctl.Slot {
 func (b Backend) roundTrip(t *testing.T) {
 	for _, from := range Records() {
 		for _, to := range Records() {
-			d := disktest.New(b.Image(from))
+			d := b.disk(b.Image(from))
 			got, err := b.Open(d).Load()
 			require.NoError(t, err)
 			require.True(t, from.Same(got), "%s: got %s", from, got)
@@ -105,7 +117,7 @@ func (b Backend) trial(t *testing.T) {
 			}
 			require.Equal(t, bootctl.B, did.Slot, "boot %d of %d", boot+1, tries)
 			env = did.Env
-			d := disktest.New(env)
+			d := b.disk(env)
 			got, err := b.Open(d).Load()
 			require.NoError(t, err)
 			require.Equal(t, tries-boot-1, got.Tries)
@@ -124,7 +136,7 @@ func (b Backend) trial(t *testing.T) {
 
 // A record that no loader could act on is refused before anything is written.
 func (b Backend) refusal(t *testing.T) {
-	d := disktest.New(b.Image(Records()[0]))
+	d := b.disk(b.Image(Records()[0]))
 	for _, r := range []bootctl.Record{
 		{},
 		{Good: bootctl.A, A: bootctl.Bad, B: bootctl.OK},
@@ -137,7 +149,7 @@ func (b Backend) refusal(t *testing.T) {
 
 // Saving the same record again and again changes nothing that can be seen.
 func (b Backend) again(t *testing.T) {
-	d := disktest.New(b.Image(Records()[0]))
+	d := b.disk(b.Image(Records()[0]))
 	for _, r := range Records() {
 		for range 4 {
 			require.NoError(t, b.Open(d).Save(r))
@@ -197,9 +209,9 @@ func (b Backend) used(t *testing.T, from, to bootctl.Record) *disktest.Disk {
 		if before.Same(from) || before.Same(to) || before.Good != from.Good {
 			continue
 		}
-		d := disktest.New(b.Image(before))
+		d := b.disk(b.Image(before))
 		require.NoError(t, b.Open(d).Save(from))
-		return disktest.New(d.Bytes())
+		return b.disk(d.Bytes())
 	}
 	panic("unreachable: there are more than two records per good slot")
 }
@@ -209,7 +221,11 @@ func (b Backend) used(t *testing.T, from, to bootctl.Record) *disktest.Disk {
 // depth.
 func (b Backend) crashes(t *testing.T, d *disktest.Disk, from, to bootctl.Record, depth int) {
 	done := d.Bench().Ops()
-	for crash := range d.Bench().Crashes(disktest.Bounds{}) {
+	bounds := disktest.Bounds{}
+	if b.Unit != 0 {
+		bounds = disktest.Bounds{Samples: 4, Sectors: 3} // what is mended is written in whole units
+	}
+	for crash := range d.Bench().Crashes(bounds) {
 		left := crash.Disks()[0]
 		got := b.oldOrNew(t, left, from, to, crash.String())
 		if crash.Cut >= done {
@@ -246,7 +262,7 @@ func (b Backend) keepsTo(t *testing.T, env []byte, r bootctl.Record, state strin
 	did := b.Boot(env, World{})
 	if did.Trial {
 		require.Equal(t, r.Trying, did.Slot, "%s: %q", state, did.Lines)
-		after, err := b.Open(disktest.New(did.Env)).Load()
+		after, err := b.Open(b.disk(did.Env)).Load()
 		require.NoError(t, err, "%s", state)
 		require.Equal(t, r.Tries-1, after.Tries, "%s: a trial that is not counted", state)
 		return
@@ -264,7 +280,7 @@ func (b Backend) powerCutWhileBooting(t *testing.T) {
 		}
 		env := b.Image(r)
 		did := b.Boot(env, World{})
-		d := disktest.New(env)
+		d := b.disk(env)
 		for at := 0; at < len(env); at += disktest.Sector {
 			if s := did.Env[at : at+disktest.Sector]; string(s) != string(env[at:at+disktest.Sector]) {
 				_, err := d.WriteAt(s, int64(at))
@@ -319,7 +335,7 @@ func (b Backend) fault(t *testing.T, name string, from, to bootctl.Record, f dis
 	if f.Sticky && f.Op == disktest.Read {
 		// A disk that stops answering and loses power as well is two faults; what
 		// was written is what there is.
-		b.oldOrNew(t, disktest.New(d.Bytes()), from, to, state)
+		b.oldOrNew(t, b.disk(d.Bytes()), from, to, state)
 		return true
 	}
 	if f.Sticky {
@@ -353,7 +369,7 @@ func (b Backend) copies(t *testing.T) {
 			for i := range disktest.Sector {
 				damaged[at+i] = ^damaged[at+i]
 			}
-			left := disktest.New(damaged)
+			left := b.disk(damaged)
 			got := b.oldOrNew(t, left, tr[0], tr[1], state)
 			require.NoError(t, b.Open(left).Save(got), state)
 			again, err := b.Open(left).Load()

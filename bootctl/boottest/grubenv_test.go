@@ -25,6 +25,45 @@ var grubBackend = Backend{
 
 func TestGrubenvConforms(t *testing.T) { Conformance(t, grubBackend) }
 
+// Nor does it depend on a disk that writes 512 bytes alone: where a cut destroys the 4 KiB
+// around a sector, with the sectors beside it, the same holds.
+func TestGrubenvOnLargeUnits(t *testing.T) {
+	b := grubBackend
+	b.Unit = 4096
+	Conformance(t, b)
+}
+
+// A unit of 4 KiB that a power cut has destroyed, with the record, the second sector of its
+// block or parts of the file system in it, is mended by the next save; until then the disk
+// refuses to write a part of it.
+func TestGrubenvMendsUnits(t *testing.T) {
+	const unit = 4096
+	b := grubBackend
+	b.Unit = unit
+	env, met := image(fresh), 0
+	for at := 0; at < len(env); at += unit {
+		if !hasData(env[at : at+unit]) {
+			continue
+		}
+		d := b.disk(env)
+		_, err := d.WriteAt(env[at:at+unit], int64(at))
+		require.NoError(t, err)
+		for crash := range d.Bench().Crashes(disktest.Bounds{Sectors: 1}) {
+			if crash.Class != disktest.Unit {
+				continue
+			}
+			met++
+			left := crash.Disks()[0]
+			require.NoError(t, b.Open(left).Save(trial), "at %d: %s", at, crash)
+			got, err := b.Open(left).Load()
+			require.NoError(t, err)
+			require.True(t, trial.Same(got), "at %d: %s: got %s", at, crash, got)
+			require.Empty(t, got.Degraded, "at %d: %s", at, crash)
+		}
+	}
+	require.Equal(t, 5*2*2, met, "two units of the file system and three copies: noise and unreadable, before and after the write returned")
+}
+
 // A disk whose cache nobody can look past, so that after a failed sync reads show
 // what the medium never got.
 type cached struct{ d *disktest.Disk }

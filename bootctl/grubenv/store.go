@@ -168,17 +168,19 @@ func (s *Store) Save(r bootctl.Record) error {
 		target = 1 - current
 		gen = after(all[current].Content.Generation)
 	}
-	if err := s.writeCopy(target, Copy{Record: r, Generation: gen}); err != nil {
+	if err := s.writeCopy(all[target], Copy{Record: r, Generation: gen}); err != nil {
 		s.unsure = target
 		return fmt.Errorf("save boot record: %s: %w", all[target].Name, err)
 	}
 	s.unsure = -1
 
 	// Neither copy was whole: nobody can have relied on the other one, and one
-	// copy alone would not survive the next torn write.
-	if current < 0 {
-		if err := s.writeCopy(1, Copy{Record: r, Generation: after(gen)}); err != nil {
-			return fmt.Errorf("save boot record: %s: %w", all[1].Name, err)
+	// copy alone would not survive the next torn write. Or its second sector is damaged,
+	// and it is not in effect any more.
+	if other := all[1-target]; current < 0 || other.Padding != nil {
+		if err := s.writeCopy(other, Copy{Record: r, Generation: after(gen)}); err != nil {
+			s.unsure = 1 - target
+			return fmt.Errorf("save boot record: %s: %w", other.Name, err)
 		}
 	}
 
@@ -186,21 +188,32 @@ func (s *Store) Save(r bootctl.Record) error {
 	// names the former good slot. That slot still holds its image, because nobody
 	// writes to it before a Save that marks it bad has returned, and that Save
 	// comes through here.
-	if c := all[confirmedCopy]; c.Err != nil || c.Content.body() != confirmed(r.Good).body() {
-		if err := s.writeCopy(confirmedCopy, confirmed(r.Good)); err != nil {
+	if c := all[confirmedCopy]; c.Err != nil || c.Padding != nil || c.Content.body() != confirmed(r.Good).body() {
+		if err := s.writeCopy(c, confirmed(r.Good)); err != nil {
 			return fmt.Errorf("save boot record: confirmed copy: %w", err)
 		}
 	}
 	return nil
 }
 
-// writeCopy makes copy i hold c: one sector, synced, read back. The second
-// sector of the block is constant.
-func (s *Store) writeCopy(i int, c Copy) error {
-	return s.writeSector(c.Block()[:SectorSize], places[i].Offset)
+// unit is what disks, and the page cache, may write at once at most, in bytes. They write
+// a sector by reading what is around it, and fail if that cannot be read.
+const unit = 4096
+
+// writeCopy makes the copy at l hold c: one sector, synced, read back. The rest of its
+// unit is constant, and mended only with the copy: alone, it could take a copy that is in
+// effect along when the power fails.
+func (s *Store) writeCopy(l Location, c Copy) error {
+	whole := append(c.Block(), make([]byte, unit-BlockSize)...)
+	rest := make([]byte, unit-SectorSize)
+	if err := read(s.d, rest, l.Offset+SectorSize); err != nil || !bytes.Equal(rest, whole[SectorSize:]) {
+		return s.write(whole, l.Offset)
+	}
+	return s.write(whole[:SectorSize], l.Offset)
 }
 
-func (s *Store) writeSector(p []byte, at int64) error {
+// write makes the medium hold p at byte at.
+func (s *Store) write(p []byte, at int64) error {
 	if _, err := s.d.WriteAt(p, at); err != nil {
 		return err
 	}
@@ -217,15 +230,6 @@ func (s *Store) writeSector(p []byte, at int64) error {
 	return nil
 }
 
-// repairSector writes p at byte at unless it is there already.
-func (s *Store) repairSector(p []byte, at int64) error {
-	have := make([]byte, len(p))
-	if err := read(s.d, have, at); err == nil && bytes.Equal(have, p) {
-		return nil
-	}
-	return s.writeSector(p, at)
-}
-
 func (s *Store) checkMeta() error {
 	for _, m := range metaSectors {
 		have := make([]byte, len(m.bytes))
@@ -239,16 +243,22 @@ func (s *Store) checkMeta() error {
 	return nil
 }
 
-// repair restores what is constant: the file system, and the second sectors of
-// the blocks, at which GRUB never looks.
+// repair restores the file system, which is constant: of a damaged sector the whole unit,
+// since what cannot be read is written only as a whole.
 func (s *Store) repair() error {
-	for _, l := range places {
-		if err := s.repairSector(paddingSector, l.Offset+SectorSize); err != nil {
-			return fmt.Errorf("%s: %w", l.Name, err)
-		}
-	}
 	for _, m := range metaSectors {
-		if err := s.repairSector(m.bytes, m.at); err != nil {
+		have := make([]byte, len(m.bytes))
+		if err := read(s.d, have, m.at); err == nil && bytes.Equal(have, m.bytes) {
+			continue
+		}
+		start := m.at / unit * unit
+		whole := make([]byte, unit)
+		for _, near := range metaSectors {
+			if start <= near.at && near.at < start+unit {
+				copy(whole[near.at-start:], near.bytes)
+			}
+		}
+		if err := s.write(whole, start); err != nil {
 			return fmt.Errorf("file system of the environment partition: %w", err)
 		}
 	}

@@ -66,6 +66,81 @@ func choices(list []pending, inFlight int, cut uint64, bounds Bounds) iter.Seq2[
 	}
 }
 
+// choices goes through the states of a cut: those of disks that write sectors, then
+// those that units add.
+func (c *Crash) choices(inFlight int, bounds Bounds) iter.Seq2[Class, []fate] {
+	return func(yield func(Class, []fate) bool) {
+		for class, fates := range choices(c.pending, inFlight, uint64(c.Cut), bounds) {
+			if !yield(class, fates) {
+				return
+			}
+		}
+		done := len(c.pending) - inFlight
+		for i := range c.units(done, len(c.pending)) {
+			// The unit under the head, with all that was written before on the medium,
+			// and with nothing of it.
+			if !units(len(c.pending), i, i, bounds, yield) {
+				return
+			}
+		}
+		before := slices.Collect(c.units(0, done))
+		if len(before) > bounds.Samples {
+			r := rand.New(rand.NewPCG(bounds.Seed+2, uint64(c.Cut)))
+			r.Shuffle(len(before), func(i, j int) { before[i], before[j] = before[j], before[i] })
+			before = before[:bounds.Samples]
+		}
+		for _, i := range before {
+			// A unit that the cache was writing back, as last or as first of all.
+			if !bounds.InOrder && !units(len(c.pending), i, done, bounds, yield) {
+				return
+			}
+		}
+	}
+}
+
+// units yields the states in which the unit of sector i is destroyed: the first k
+// sectors are kept, or none is.
+func units(n, i, k int, bounds Bounds, yield func(Class, []fate) bool) bool {
+	for _, f := range []fate{unitNoise, unitUnreadable} {
+		for _, k := range []int{k, 0} {
+			if k == 0 && bounds.InOrder && i > 0 {
+				continue
+			}
+			fates := prefix(n, k)
+			fates[i] = f
+			if !yield(Unit, fates) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// units goes through the pending sectors from one to another that are the first of their
+// unit, on disks whose units are larger than sectors.
+func (c *Crash) units(from, to int) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		type unit struct {
+			disk  int
+			first int64
+		}
+		seen := map[unit]bool{}
+		for i, p := range c.pending[from:to] {
+			d := c.bench.disks[p.disk]
+			if d.unit == 1 {
+				continue
+			}
+			first, _ := d.around(p.sector)
+			if u := (unit{p.disk, first}); !seen[u] {
+				seen[u] = true
+				if !yield(from + i) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // scattered tears the write in flight, whose sectors begin at done, out of order: all
 // subsets of few sectors, else the first alone, the last alone, every other one, and
 // samples.

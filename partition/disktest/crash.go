@@ -51,7 +51,21 @@ const (
 	kept       fate = 'n'
 	noise      fate = 'x'
 	unreadable fate = 'u'
+	// Of the whole unit in which it lies, whatever the fates of others there.
+	unitNoise      fate = 'X'
+	unitUnreadable fate = 'U'
 )
+
+// unit tells whether a fate is that of a whole unit, and what it is for each sector.
+func (f fate) unit() (fate, bool) {
+	switch f {
+	case unitNoise:
+		return noise, true
+	case unitUnreadable:
+		return unreadable, true
+	}
+	return f, false
+}
 
 // Class says what happened to a state beside the loss of power, for reports.
 type Class string
@@ -68,6 +82,9 @@ const (
 	Lost Class = "C4"
 	// Destroyed is a cut that destroyed a sector: noise, or an error when it is read.
 	Destroyed Class = "C5"
+	// Unit is a cut that destroyed a whole physical unit, with sectors that nobody was
+	// writing. Only disks with a SetUnit have it.
+	Unit Class = "C5u"
 )
 
 // Crash is one state in which a power cut may have left the disks. It is valid
@@ -92,7 +109,7 @@ func (c *Crash) Sum(disk int) uint64 { return c.medium.sums.disk[disk] + c.diffe
 
 // Destroyed tells whether the cut destroyed a sector, beside losing some.
 func (c *Crash) Destroyed() bool {
-	return slices.ContainsFunc(c.fates, func(f fate) bool { return f == noise || f == unreadable })
+	return slices.ContainsFunc(c.fates, func(f fate) bool { return f != old && f != kept })
 }
 
 // Lost tells whether anything that was written is not there, or not whole.
@@ -135,15 +152,12 @@ func (c *Crash) Disks() []*Disk {
 	b := NewBench()
 	b.path = c.String() + "; "
 	for i, content := range c.medium.durable {
-		b.Disk(content).bad = maps.Clone(c.medium.bad[i])
+		d := b.Disk(content)
+		d.bad, d.unit = maps.Clone(c.medium.bad[i]), c.bench.disks[i].unit
 	}
-	for i, f := range c.fates {
-		if f == old {
-			continue
-		}
-		p := c.pending[i]
+	for p, f := range c.changed() {
 		d := b.disks[p.disk]
-		copy(d.base[p.sector*Sector:], content(p, f)) // and so the view
+		copy(d.base[p.sector*Sector:], content(*p, f)) // and so the view
 		delete(d.bad, p.sector)
 		if f == unreadable {
 			d.bad[p.sector] = true
@@ -153,6 +167,37 @@ func (c *Crash) Disks() []*Disk {
 		d.baseBad = maps.Clone(d.bad)
 	}
 	return b.disks
+}
+
+// changed goes through the sectors that hold something else than the medium did, and
+// what became of them. A sector may come again, and then the last one counts.
+func (c *Crash) changed() iter.Seq2[*pending, fate] {
+	return func(yield func(*pending, fate) bool) {
+		whole := false
+		for i, f := range c.fates {
+			_, unit := f.unit()
+			whole = whole || unit
+			if f != old && !unit && !yield(&c.pending[i], f) {
+				return
+			}
+		}
+		if !whole {
+			return
+		}
+		for i, f := range c.fates {
+			f, unit := f.unit()
+			if !unit {
+				continue
+			}
+			p := c.pending[i]
+			first, end := c.bench.disks[p.disk].around(p.sector)
+			for s := first; s < end; s++ {
+				if !yield(&pending{disk: p.disk, sector: s, write: p.write}, f) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // content returns what a sector holds after its fate. Noise depends on the
@@ -217,7 +262,7 @@ func (b *Bench) Crashes(bounds Bounds) iter.Seq[*Crash] {
 // visit yields the states of one cut.
 func visit(c *Crash, inFlight int, bounds Bounds, yield func(*Crash) bool) bool {
 	seen := make(map[uint64]bool)
-	for class, fates := range choices(c.pending, inFlight, uint64(c.Cut), bounds) {
+	for class, fates := range c.choices(inFlight, bounds) {
 		c.Class, c.fates = class, fates
 		c.medium.sums.differ(c)
 		var key uint64

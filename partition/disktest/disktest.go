@@ -23,7 +23,7 @@
 //
 // # What can happen
 //
-// A sector is 512 bytes, the unit that real disks write whole. Each sector of
+// A sector is 512 bytes, the unit in which a host addresses the disk. Each sector of
 // each write that was not followed by a completed Sync of its disk has one of
 // four fates: old (lost), new (kept), noise or unreadable (destroyed under the
 // write). They are independent of the order of the writes, because a cache
@@ -34,6 +34,11 @@
 // alone, all subsets of few writes, all subsets of few sectors, and seeded
 // samples where there are more.
 //
+// Most disks and all flash write larger units, and write a sector by reading the rest
+// of its unit and writing that again. With [Disk.SetUnit] a cut can also destroy a whole
+// unit in which a sector was pending, with sectors that nobody wrote, and a write of a
+// part of a unit that cannot be read fails.
+//
 // With [Disk.Inject] an operation fails with an error, once or for good, a read
 // flips a bit or goes astray, a Sync lies, any of them takes its time or is the last
 // one. A failed Sync behaves as Linux does: part of what was pending is lost, the
@@ -42,7 +47,8 @@
 // # What it does not do
 //
 // Sectors that were synced never change by themselves, except by [Disk.Flip].
-// Erase blocks, wear and misdirected writes are not modelled.
+// Erase blocks, wear, misdirected writes, and disks whose sectors are larger than 512
+// bytes for the host too, are not modelled.
 package disktest
 
 import (
@@ -54,7 +60,8 @@ import (
 	"sync"
 )
 
-// Sector is the unit that is written whole or not at all, in bytes.
+// Sector is what is written whole, or not at all, or is destroyed; in bytes. Disks with
+// larger units destroy more (see Disk.SetUnit).
 const Sector = 512
 
 // ErrPower is what every operation returns after the cut that Bench.CutAt set.
@@ -118,7 +125,7 @@ func (b *Bench) Disk(content []byte) *Disk {
 	}
 	content = bytes.Clone(content)
 	d := &Disk{
-		bench: b, index: len(b.disks), base: content, view: content,
+		bench: b, index: len(b.disks), base: content, view: content, unit: 1,
 		stale: make(map[int64][]byte), bad: make(map[int64]bool), baseBad: make(map[int64]bool),
 	}
 	b.disks = append(b.disks, d)
@@ -219,10 +226,30 @@ type Disk struct {
 	bad     map[int64]bool // sectors that cannot be read until they are written
 	baseBad map[int64]bool // those of base
 	faults  []*Fault
+	unit    int64 // sectors that it writes at once
 }
 
 // Bench returns the bench that the disk is on.
 func (d *Disk) Bench() *Bench { return d.bench }
+
+// SetUnit makes the disk write units of so many bytes, a whole number of sectors: what is
+// less is written by reading the rest of its unit. A machine after a crash has disks with
+// the same units. To be called before the first operation.
+func (d *Disk) SetUnit(bytes int64) {
+	d.bench.mu.Lock()
+	defer d.bench.mu.Unlock()
+	if bytes < Sector || bytes%Sector != 0 || len(d.bench.log) > 0 {
+		panic(fmt.Sprintf("disktest: unit of %d bytes after %d operations", bytes, len(d.bench.log)))
+	}
+	d.unit = bytes / Sector
+}
+
+// around returns the first sector of the unit in which a sector lies, and the one after
+// its last.
+func (d *Disk) around(sector int64) (first, end int64) {
+	first = sector / d.unit * d.unit
+	return first, min(first+d.unit, d.Size()/Sector)
+}
 
 // Size returns the size in bytes.
 func (d *Disk) Size() int64 { return int64(len(d.base)) }
@@ -305,9 +332,11 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	}
 	first, last := off/Sector, (off+int64(len(p))-1)/Sector
 	whole := bytes.Clone(d.view[first*Sector : (last+1)*Sector])
-	for s := first; s <= last; s++ {
+	begin, _ := d.around(first)
+	_, end := d.around(last)
+	for s := begin; s < end; s++ {
 		if partly := off > s*Sector || off+int64(len(p)) < (s+1)*Sector; partly && d.bad[s] {
-			return 0, errUnreadable // a part of a sector is written by reading the rest
+			return 0, errUnreadable // a part of a unit is written by reading the rest
 		}
 	}
 	copy(whole[off-first*Sector:], p)

@@ -285,12 +285,117 @@ func TestUnreadableSector(t *testing.T) {
 	require.NotZero(t, met)
 }
 
+// On a disk that writes larger units, a cut may destroy the one that was being written,
+// with what was in it and nobody wrote: after the units before it, or as the first of
+// all; so it may a unit that was in the cache. Other states are as on other disks.
+func TestDestroysUnits(t *testing.T) {
+	states := func(unit int64, bounds disktest.Bounds) (units, others []string) {
+		d := disktest.New(fill('-', 10)) // the last unit is a short one
+		d.SetUnit(unit)
+		write(t, d, 'a', 1, 1)
+		write(t, d, 'b', 3, 6)
+		bounds.From = 1
+		for crash := range d.Bench().Crashes(bounds) {
+			if crash.Cut > 1 {
+				break
+			}
+			state := picture(crash.Disks()[0])
+			if crash.Class == disktest.Unit {
+				require.True(t, crash.Destroyed())
+				units = append(units, state)
+			} else {
+				others = append(others, state)
+			}
+		}
+		return units, others
+	}
+	none, others := states(sector, disktest.Bounds{})
+	require.Empty(t, none)
+	units, same := states(4*sector, disktest.Bounds{})
+	require.Equal(t, others, same)
+	var want []string
+	for _, broken := range []string{"????", "!!!!"} {
+		want = append(want,
+			broken+"------",       // 'a', or the first sector of 'b', is destroyed
+			"-a-b"+broken+"--",    // the middle of 'b', and all before is there
+			"----"+broken+"--",    // and nothing is
+			"-a-bbbbb"+broken[:2], // its end
+			"--------"+broken[:2], //
+		)
+	}
+	// Noise follows from the write too: of the first unit there are two.
+	require.ElementsMatch(t, append(want, "????------"), units)
+	inOrder, _ := states(4*sector, disktest.Bounds{InOrder: true})
+	require.ElementsMatch(t, []string{"????------", "!!!!------", "-a-b????--", "-a-b!!!!--", "-a-bbbbb??", "-a-bbbbb!!"}, inOrder)
+}
+
+// States with the same content have the same sum, and others another one, also where
+// sectors are destroyed that nobody wrote, before and after these were written.
+func TestSumOfUnits(t *testing.T) {
+	d := disktest.New(fill('-', 12))
+	d.SetUnit(4 * sector)
+	write(t, d, 'a', 2, 1)
+	require.NoError(t, d.Sync())
+	write(t, d, 'b', 1, 2)
+	write(t, d, 'a', 3, 6)
+	content, sum := map[uint64]string{}, map[string]uint64{}
+	states := 0
+	for crash := range d.Bench().Crashes(disktest.Bounds{}) {
+		states++
+		after := crash.Disks()[0]
+		holds := ""
+		for at, c := range picture(after) {
+			if holds += string(c); c == '?' {
+				holds += string(after.Bytes()[at*sector : (at+1)*sector])
+			}
+		}
+		if old, ok := content[crash.Sum(0)]; ok {
+			require.True(t, old == holds, "%s", crash)
+		}
+		if old, ok := sum[holds]; ok {
+			require.Equal(t, old, crash.Sum(0), "%s", crash)
+		}
+		content[crash.Sum(0)], sum[holds] = holds, crash.Sum(0)
+		for untouched := range after.Bench().Crashes(disktest.Bounds{}) {
+			require.Equal(t, untouched.Sum(0), crash.Sum(0), "%s", crash)
+		}
+	}
+	require.Less(t, len(sum), states, "some came twice")
+}
+
+// A unit that cannot be read is written as a whole, and no part of it; so it is on the
+// machine after the next cut.
+func TestUnreadableUnit(t *testing.T) {
+	d := disktest.New(fill('-', 8))
+	d.SetUnit(4 * sector)
+	write(t, d, 'n', 1, 1)
+	met := 0
+	for crash := range d.Bench().Crashes(disktest.Bounds{}) {
+		after := crash.Disks()[0]
+		if picture(after) != "!!!!----" {
+			continue
+		}
+		met++
+		for at := range 4 {
+			_, err := after.WriteAt(fill('m', 1), int64(at*sector))
+			require.ErrorIs(t, err, syscall.EIO)
+		}
+		write(t, after, 'm', 0, 4)
+		require.Equal(t, "mmmm----", picture(after))
+		require.NoError(t, after.Sync())
+		write(t, after, 'o', 5, 1)
+		require.Contains(t, pictures(after.Bench(), disktest.Bounds{})[2], "mmmm!!!!")
+	}
+	require.NotZero(t, met)
+}
+
 // The line that a state prints brings back that state and no other, also the
 // crash of a recovery.
 func TestReplay(t *testing.T) {
 	first := func() *disktest.Bench {
 		b := disktest.NewBench()
 		one, two := b.Disk(fill('-', 5)), b.Disk(fill('-', 2))
+		one.SetUnit(4 * sector)
 		write(t, one, 'a', 0, 3)
 		write(t, two, 'b', 0, 2)
 		require.NoError(t, one.Sync())
@@ -302,10 +407,13 @@ func TestReplay(t *testing.T) {
 		content [][]byte
 	}
 	var all []state
-	n := 0
+	n, units := 0, 0
 	for crash := range first().Crashes(disktest.Bounds{}) {
 		if n++; n%5 != 0 {
 			continue
+		}
+		if crash.Class == disktest.Unit {
+			units++
 		}
 		disks := crash.Disks()
 		write(t, disks[1], 'z', 0, 2)
@@ -318,6 +426,7 @@ func TestReplay(t *testing.T) {
 		}
 	}
 	require.Greater(t, len(all), 100)
+	require.NotZero(t, units)
 	for i, want := range all {
 		t.Setenv("DISKTEST", []string{"", "what came before, of the test's own: "}[i%2]+want.line)
 		var got []state

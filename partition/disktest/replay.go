@@ -34,7 +34,7 @@ func parse(s string, cut, pending int) ([]fate, bool) {
 	for rest != "" {
 		var f byte
 		var n int
-		if _, err := fmt.Sscanf(rest, "%c%d", &f, &n); err != nil || n < 1 || n > pending || !strings.ContainsRune("onxu", rune(f)) {
+		if _, err := fmt.Sscanf(rest, "%c%d", &f, &n); err != nil || n < 1 || n > pending || !strings.ContainsRune("onxuXU", rune(f)) {
 			return nil, false
 		}
 		for range n {

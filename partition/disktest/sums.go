@@ -43,7 +43,12 @@ func newSums(b *Bench, log []Op) *sums {
 	}
 	s.durable = []uint64{0}
 	for _, op := range log {
-		for at := op.Off / Sector; op.Kind == Write && at < op.Off/Sector+int64(op.sectors()); at++ {
+		if op.Kind != Write {
+			continue
+		}
+		at, _ := b.disks[op.Disk].around(op.Off / Sector)
+		_, end := b.disks[op.Disk].around(op.Off/Sector + int64(op.sectors()) - 1)
+		for ; at < end; at++ {
 			if s.place[op.Disk][at] == 0 {
 				s.place[op.Disk][at] = int32(len(s.durable))
 				s.durable = append(s.durable, s.base(b.disks[op.Disk], at))
@@ -72,11 +77,7 @@ func (s *sums) settle(p pending) {
 func (s *sums) differ(c *Crash) {
 	s.turn++
 	clear(c.differs)
-	for i, f := range c.fates {
-		if f == old {
-			continue
-		}
-		p := &c.pending[i]
+	for p, f := range c.changed() {
 		at := s.place[p.disk][p.sector]
 		before := s.durable[at]
 		if s.turns[at] == s.turn {

@@ -14,7 +14,9 @@
 //   - TestGRUBKilled: QEMU is killed at any moment while GRUB counts tries.
 //   - TestGuestKilled: QEMU is killed at any moment of an update of a whole system.
 //
-// A sample of each runs in CI; TANDEM_LONG=1 runs all (make proof).
+// A sample of each runs in CI, of TestGuestKilled one kill during an installation; but
+// TestGuestRecorded, which boots whole guests for minutes, runs with TANDEM_LONG=1 only,
+// as all of the others does (make proof).
 //
 // # What this does not prove
 //
@@ -30,6 +32,13 @@
 // Killing a process, or QEMU, loses no write that it has made: the host's page cache has
 // it. What is lost or torn with the power is replayed from the logs instead, by rules
 // (package disktest) that are a model, if a harsh one.
+//
+// Guests have their watchdog off. Emulated on a busy host they are slower than it allows,
+// and a restart that nobody asked for would use up the release's one try. So what comes up
+// after a kill comes up without its help; that it ends a hang is shown by the stories of
+// package tests. Where a kill fell is known from what the device said before it and from
+// the boot record after it: between the arming of a trial and the hello of its system,
+// shutdown, GRUB and kernel are not told apart.
 //
 // The program finds regular files in the place of partitions. The kernel's block layer
 // and its page cache on block devices are passed only in virtual machines: by the tests of

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,33 +20,82 @@ import (
 	"github.com/tandem-ota/tandem/updater/release/mkrelease"
 )
 
+// phase is where in an update a machine was killed.
+type phase string
+
+const (
+	asked      phase = "asked"      // it was told to install, and had not said that it writes
+	installing phase = "installing" // it had said that it writes, and no trial was armed
+	booting    phase = "booting"    // a trial was armed, and the system on trial had not said hello
+	trial      phase = "trial"      // that had said hello, and was not good yet
+	committed  phase = "committed"  // it was good
+)
+
+// killed is what a device said before it was killed.
+type killed struct {
+	writes  bool // it writes the spare slot
+	ended   bool // the installation, and with it the machine: it restarts
+	version string
+}
+
+// phase follows from what the device has said, and from the boot record that is found
+// after the kill.
+func (k killed) phase(found bootctl.Record) phase {
+	armed := found.Trying == bootctl.B
+	switch {
+	case found.Good == bootctl.B:
+		return committed
+	case armed && k.version == "2.0.0":
+		return trial
+	case armed && (k.ended || found.Tries > 0): // none are left once GRUB has counted
+		return booting
+	case k.writes && !armed:
+		return installing
+	}
+	return asked
+}
+
 // A whole machine is killed (kill -9 of QEMU) at random moments of an installation, of
 // the boot into its trial, and of the trial itself. Each time it comes up again by
 // itself, with the old system or on a trial that an installation has begun; at most one
 // boot is a trial, since the release has one try. Left alone in the end, the device
 // installs the release and commits.
 //
-// It takes half an hour: with TANDEM_LONG only. The stories of package tests cut the
-// power of guests on every run.
+// That takes half an hour, with TANDEM_LONG. Otherwise one machine is killed, as soon as
+// it says that it writes, and boots.
 func TestGuestKilled(t *testing.T) {
-	if !long {
-		t.Skip("takes half an hour; set TANDEM_LONG")
-	}
 	t.Parallel()
 	f := theFactory(t)
+	least, must := 1, []phase{installing}
+	if long {
+		least, must = 20, []phase{installing, booting, trial}
+	}
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
 	g := newGuest(t, f.Release("two"))
 	g.image = f.Disk("one")
 
 	h := g.fresh()
-	for kills := range 20 {
+	count := map[phase]int{}
+	missing := func() bool { return slices.ContainsFunc(must, func(p phase) bool { return count[p] == 0 }) }
+	kills, good := 0, false
+	for ; kills < least || missing() && kills < 2*least; kills++ {
+		if good {
+			h = g.fresh() // it had committed; from the beginning
+		}
 		what := fmt.Sprintf("kill %d, seed %d", kills+1, seed)
+		said := killed{version: h.Version}
 		if h.Version == "1.0.0" {
 			done := g.install()
-			if kills%4 < 2 {
-				wait(done, r, g.boot/2) // as it writes, most often
-			} else {
+			switch kills % 4 {
+			case 0:
+				said.writes = g.writes(done)
+				if long {
+					wait(done, r, g.boot/4)
+				}
+			case 1:
+				wait(done, r, g.boot/2)
+			default:
 				select {
 				case <-done: // the machine restarts
 				case <-time.After(g.d.Scaled(10 * time.Minute)):
@@ -53,32 +103,44 @@ func TestGuestKilled(t *testing.T) {
 				}
 				if kills%4 == 2 {
 					wait(nil, r, g.boot) // in the boot of the trial
-				} else {
-					var err error
-					h, err = g.d.WaitBoot(t.Context(), 5*time.Minute)
-					require.NoError(t, err, what)
-					require.Equal(t, "2.0.0", h.Version, what)
+					break
 				}
+				h, err := g.d.WaitBoot(t.Context(), 5*time.Minute)
+				require.NoError(t, err, what)
+				require.Equal(t, "2.0.0", h.Version, what)
+				said.version = h.Version
 			}
+			said.ended = wait(done, r, 1)
 		}
-		if h.Version == "2.0.0" {
+		if said.version == "2.0.0" {
 			wait(nil, r, 5*time.Second) // in the trial
 		}
 		require.NoError(t, g.d.Cut())
 		before := g.record()
+		at := said.phase(before)
+		count[at]++
 		h = g.boots()
-		t.Logf("%s: %s; then slot %s boots with %s", what, before, h.Slot, h.Version)
+		t.Logf("%s: %s: %s; then slot %s boots with %s", what, at, before, h.Slot, h.Version)
 		if before.Good == bootctl.B || before.Trying == bootctl.B && before.Tries > 0 {
 			require.Equal(t, qemu.Hello{Slot: "b", Version: "2.0.0", BootID: h.BootID}, h, what)
 		} else {
 			require.Equal(t, qemu.Hello{Slot: "a", Version: "1.0.0", BootID: h.BootID}, h, what)
 		}
-		if before.Good == bootctl.B {
-			h = g.fresh() // it had committed; from the beginning
-		}
+		good = before.Good == bootctl.B
 	}
-	t.Attr("guest-kills", "20")
-	d := g.d
+	for _, p := range must {
+		require.Positive(t, count[p], "killed %s: %v", p, count)
+		t.Attr("guest-kills-"+string(p), fmt.Sprint(count[p]))
+	}
+	t.Attr("guest-kills", fmt.Sprint(kills))
+	if long {
+		g.arrives(h)
+	}
+}
+
+// arrives requires that a device, left alone, installs the release and commits.
+func (g *guest) arrives(h qemu.Hello) {
+	t, d := g.t, g.d
 	if h.Version == "1.0.0" {
 		<-g.install()
 		var err error
@@ -87,14 +149,37 @@ func TestGuestKilled(t *testing.T) {
 	}
 	require.Equal(t, "2.0.0", h.Version)
 	for end := time.Now().Add(d.Scaled(5 * time.Minute)); ; time.Sleep(time.Second) {
-		res, err := d.Run(t.Context(), qemu.Command{Argv: []string{"updater", "status", "--json"}})
-		if err == nil && strings.Contains(res.Stdout, `"good": "b"`) {
+		if strings.Contains(g.status(), `"good": "b"`) {
 			break
 		}
 		require.True(t, time.Now().Before(end), "the trial is not committed")
 	}
 	require.NoError(t, d.Cut())
 	require.Equal(t, bootctl.B, g.record().Good)
+}
+
+// status is what the device says about itself; "" where it does not answer.
+func (g *guest) status() string {
+	res, err := g.d.Run(g.t.Context(), qemu.Command{Argv: []string{"updater", "status", "--json"}})
+	if err != nil {
+		return ""
+	}
+	return res.Stdout
+}
+
+// writes waits until the device says that it writes the spare slot; false if the
+// installation ends before.
+func (g *guest) writes(done <-chan struct{}) bool {
+	for {
+		if strings.Contains(g.status(), `"phase": "writing"`) {
+			return true
+		}
+		select {
+		case <-done:
+			return false
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // theFactory has made what a whole guest runs on.
@@ -152,7 +237,7 @@ func (g *guest) fresh() qemu.Hello {
 	var err error
 	g.d, err = qemu.New(g.t.Context(), qemu.Config{
 		Dir: filepath.Join(g.dir, "device"), Name: "crosscheck", Image: g.image, LogWrites: g.logged,
-		NoWatchdog: true, // it would reset a guest that a busy host makes slow
+		NoWatchdog: true, // it would reset a guest that a busy host makes slow; see the package comment
 	})
 	require.NoError(g.t, err)
 	h := g.boots()
@@ -215,10 +300,18 @@ func (g *guest) record() bootctl.Record {
 	return record
 }
 
-// wait lets a random part of the time pass, or less if what is done ends first.
-func wait(done <-chan struct{}, r *rand.Rand, most time.Duration) {
+// wait lets a random part of the time pass, or less if what is done ends first; it
+// tells whether that has ended.
+func wait(done <-chan struct{}, r *rand.Rand, most time.Duration) bool {
 	select {
 	case <-done:
+		return true
 	case <-time.After(time.Duration(r.Int64N(int64(most)))):
+	}
+	select {
+	case <-done:
+		return true
+	default:
+		return false
 	}
 }
