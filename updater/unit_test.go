@@ -26,9 +26,8 @@ func TestLargeUnits(t *testing.T) {
 		d := s.begin(t)
 		s.ends(d, s.tell(d), nothing)
 		e := newExplorer()
-		var k known
 		resumed := 0
-		e.look(d, &k, "", disktest.Bounds{Samples: 4, Sectors: 3}, func(c *disktest.Crash) {
+		e.look(d, e.looked, "", disktest.Bounds{Samples: 4, Sectors: 3}, func(c *disktest.Crash) {
 			if c.Class != disktest.Unit {
 				return
 			}
