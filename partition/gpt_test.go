@@ -325,7 +325,7 @@ func TestFind(t *testing.T) {
 }
 
 // No single flipped bit in either copy changes what is read: the other copy
-// still speaks.
+// still speaks, and it is noticed.
 func TestReadTableCorruption(t *testing.T) {
 	want, err := ReadTable(plainTable().disk(), 512)
 	require.NoError(t, err)
@@ -337,6 +337,7 @@ func TestReadTableCorruption(t *testing.T) {
 				got, err := ReadTable(disk, 512)
 				require.NoError(t, err, "byte %d bit %d", i, bit)
 				require.Equal(t, want, got, "byte %d bit %d", i, bit)
+				require.ErrorIs(t, CheckTable(disk, 512), ErrTable, "byte %d bit %d", i, bit)
 				disk[i] ^= 1 << bit
 			}
 		}
