@@ -209,8 +209,8 @@ func Make(facts Facts, b *Book, tree Tree, bugs Bugs) Page {
 		crosschecked,
 		b, claimed, "crosscheck-", "replayed-", "strace-", "blkdebug-", "process-", "grub-", "guest-", "kill-"))
 	p.Sections = append(p.Sections, figures("Models",
-		"These are ours: a model of the loader, which the real GRUB was held against in the cases of the section above and of bootctl/boottest, and a model of a file system that loses power.",
-		b, claimed, "hostile-", "file-"))
+		"These are ours: a model of the loader, which the real GRUB was held against in the cases of the section above and of bootctl/boottest, a model of a file system that loses power, and disks of which a power cut destroys 4 KiB at once.",
+		b, claimed, "hostile-", "file-", "unit-"))
 
 	section, bar = told(facts, b, tree)
 	p.Bars, p.Sections = append(p.Bars, bar), append(p.Sections, section)
@@ -427,6 +427,8 @@ var names = map[string]string{
 	"hostile-environment-trials":  "of these, boots of a system on trial",
 	"file-crash-states":           "states of a file after a power cut",
 	"file-faults":                 "faults while a file was replaced",
+	"unit-cuts":                   "states of an update after a cut that destroyed 4 KiB, with what nobody wrote in them",
+	"unit-cuts-resumed":           "of these, taken to the end",
 	"mutants-seeded":              "patches that put a bug into the code",
 	"mutants-syncs":               "bugs made of the syncs in the code",
 }
