@@ -1,6 +1,7 @@
 package updater
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -14,6 +15,9 @@ import (
 	"github.com/tandem-ota/tandem/bootctl/bootreport"
 	"github.com/tandem-ota/tandem/partition"
 	"github.com/tandem-ota/tandem/transport"
+	"github.com/tandem-ota/tandem/updater/delta"
+	"github.com/tandem-ota/tandem/updater/delta/blocks"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta/mkblocks"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
 )
@@ -129,4 +133,122 @@ func TestVerdictIsNotNegative(t *testing.T) {
 		require.EqualValues(t, 3, told.Duration)
 		require.Equal(t, 1, told.Tries)
 	})
+}
+
+// A delta that was made from another image than its manifest says is refused before a byte
+// of it is used, and of the partition with the base nothing is read that is not the base.
+func TestDeltaIsFromItsBase(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		release := d.w.by["2.0.0"]
+		img, _ := release.m.Image("root.img")
+		old, err := u.p.Slots.Read(bootctl.A, "root")
+		require.NoError(t, err)
+		step := u.watch("test", stepTime)
+		defer step.done()
+		open := func(base *manifest.Image) (*patched, error) {
+			p := payload{Payload: release.of("root.img", manifest.KindDelta), image: img, base: base}
+			return u.patched(ctx, d.w.source("2.0.0"), p, old, nil, proof{p: p}, step)
+		}
+		base := u.inSlot(u.running.Manifest, "root")
+		r, err := open(base)
+		require.NoError(t, err)
+		n, err := r.sources.Old.ReadAt(make([]byte, 2), base.Size-1)
+		require.ErrorIs(t, err, io.EOF)
+		require.Equal(t, 1, n)
+
+		other, shorter, longer := *base, *base, *base
+		other.Digest = img.Digest
+		shorter.Size--
+		longer.Size++
+		for name, base := range map[string]*manifest.Image{"none": nil, "another": &other, "a byte less": &shorter, "a byte more": &longer} {
+			_, err := open(base)
+			require.ErrorIs(t, err, delta.ErrFormat, "base: %s", name)
+		}
+	})
+}
+
+// counted is a system in which no two blocks are alike, and which is nearly nothing when
+// it is packed.
+func counted(size int) []byte {
+	b := make([]byte, size)
+	for at := range size {
+		b[at] = byte(at / 512 >> (at % 3 * 8))
+	}
+	return b
+}
+
+// index returns the index payload of a system, and a release that has it.
+func index(t *testing.T, data []byte, block int) (*made, payload) {
+	var blob bytes.Buffer
+	stats, err := mkblocks.Make(ctx, mkblocks.Image{ReaderAt: bytes.NewReader(data), Size: int64(len(data))}, mkblocks.Options{Block: block, FrameSize: frame, Window: frame, Workers: 1}, &blob)
+	require.NoError(t, err)
+	r := &made{blobs: map[manifest.Digest][]byte{}}
+	img := manifest.Image{Name: "root.img", Type: manifest.TypeSlot, Target: "root", Content: r.tree(data)}
+	return r, payload{Payload: manifest.Payload{Kind: manifest.KindIndex, Blob: r.blob(blob.Bytes()), Memory: stats.Memory}, image: img}
+}
+
+// Of an index payload, the index is read ahead, and nothing else; of a slot, what its
+// system takes is looked at, or may take, and nothing that is behind its partition.
+func TestSurveyIsBounded(t *testing.T) {
+	const room = rootSize + 4*4096 // before the slot record
+	for name, c := range map[string]struct {
+		data    []byte
+		block   int
+		fetched int64 // for the index, its blob's list aside; 0 is all of the blob
+		plan    bool
+		spare   int64 // bytes that are looked at in a slot whose system nobody knows
+	}{
+		"all of it in one leaf":   {alien(1, bootSize), 4096, 0, false, rootSize},
+		"the index in one leaf":   {alien(1, rootSize+4096), 4096, leaf, false, rootSize + 4096},
+		"the index in two leaves": {alien(1, 6<<20), 512, 2 * leaf, true, room},
+		"all of it in two leaves": {counted(5632 << 10), 512, 0, true, room},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				d := newDevice(t, "1.0.0", "")
+				r, p := index(t, c.data, c.block)
+				if c.fetched == 0 {
+					c.fetched = p.Blob.Size
+				}
+				src := &planned{source: &source{w: d.w, r: r}, t: t}
+				s, err := d.start().survey(ctx, src, p, 0)
+				require.NoError(t, err)
+				require.Equal(t, p.Blob.TreeSize()+c.fetched, s.fetched)
+				if c.plan {
+					require.Equal(t, []transport.Range{{leaf, c.fetched - leaf}}, src.plan[p.Blob.Digest])
+				} else {
+					require.Empty(t, src.plan)
+				}
+				var looked []int64
+				for _, p := range d.progress {
+					if strings.HasPrefix(p.Phase, "comparing") && p.Done == p.Total {
+						looked = append(looked, p.Total)
+					}
+				}
+				require.Equal(t, []int64{rootSize, c.spare}, looked)
+				require.Empty(t, d.texts("damaged"))
+			})
+		})
+	}
+}
+
+// Where little is missing, as many frames are planned ahead as there is a limit for, and
+// no more: what is read ahead is kept in memory with a note for each part of it.
+func TestPlanIsBoundedInFrames(t *testing.T) {
+	r, p := index(t, counted(2*planFrames*frame), 4096)
+	x, err := blocks.Open(bytes.NewReader(r.blobs[p.Blob.Digest]), p.Blob.Size, blocks.Limits{Memory: memory, Size: p.image.Size})
+	require.NoError(t, err)
+	require.Less(t, x.Missing(0), int64(planBytes), "or it is bounded by that")
+	var parts int
+	u := indexed{Index: x, plan: func(ranges []transport.Range) { parts = len(ranges) }}
+	for i := range x.Frames() {
+		want := 0
+		for j := i; j < min(i+planFrames, x.Frames()); j++ {
+			want += len(x.Ranges(j))
+		}
+		u.announce(i)
+		require.Equal(t, want, parts, "frame %d", i)
+	}
 }
