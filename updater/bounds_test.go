@@ -17,6 +17,7 @@ import (
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/delta"
 	"github.com/tandem-ota/tandem/updater/delta/blocks"
+	"github.com/tandem-ota/tandem/updater/delta/mkdelta"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/mkblocks"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
@@ -251,4 +252,37 @@ func TestPlanIsBoundedInFrames(t *testing.T) {
 		u.announce(i)
 		require.Equal(t, want, parts, "frame %d", i)
 	}
+}
+
+// A frame may be several leaves, and an installation go on inside it: what is there is not
+// handed out again, and each leaf of the rest alone and proven by its own digest.
+func TestFramesOfSeveralLeaves(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		data := content(7, rootSize)
+		r := &made{blobs: map[manifest.Digest][]byte{}}
+		img := manifest.Image{Name: "root.img", Type: manifest.TypeSlot, Target: "root", Content: r.tree(data)}
+		var blob bytes.Buffer
+		_, err := mkdelta.MakeFull(ctx, mkdelta.Image{ReaderAt: bytes.NewReader(data), Size: img.Size}, mkdelta.Options{Level: 1, FrameSize: 4 * leaf, Workers: 1}, &blob)
+		require.NoError(t, err)
+		p := payload{Payload: manifest.Payload{Kind: manifest.KindFull, Blob: r.blob(blob.Bytes())}, image: img}
+		step := u.watch("test", stepTime)
+		defer step.done()
+		for from := int64(0); ; from = min(from+leaf, img.Size) {
+			got := data[:from:from]
+			src := &source{w: d.w, r: r}
+			err := u.rebuild(ctx, src, p, from, nil, r.blobs[img.Tree], step, func(b []byte) error {
+				require.Len(t, b, int(min(leaf, img.Size-int64(len(got)))))
+				got = append(got, b...)
+				return nil
+			})
+			require.NoError(t, err)
+			require.True(t, bytes.Equal(data, got), "from %d", from)
+			if from == img.Size {
+				require.Zero(t, src.moved, "nothing is left to be done")
+				return
+			}
+		}
+	})
 }
