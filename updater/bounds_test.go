@@ -286,3 +286,59 @@ func TestFramesOfSeveralLeaves(t *testing.T) {
 		}
 	})
 }
+
+// A manifest that does not fit into the slot record is refused by that name before a slot
+// is touched; one that just fits is not, and goes on to be asked for in TUF.
+func TestManifestFitsIntoSlotRecord(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		u := d.start()
+		before := d.ops()
+		for size, fits := range map[int]bool{partition.MaxEnvelope: true, partition.MaxEnvelope + 1: false} {
+			r := *d.w.by["2.0.0"]
+			r.envelope = append(bytes.Clone(r.envelope), bytes.Repeat([]byte(" "), size-len(r.envelope))...)
+			err := u.Install(ctx, &source{w: d.w, r: &r}, Options{})
+			if fits {
+				require.ErrorContains(t, err, "TUF target")
+			} else {
+				require.ErrorIs(t, err, manifest.ErrTooLarge)
+			}
+			require.Equal(t, before, d.ops(), "nothing is written")
+		}
+	})
+}
+
+// Where the boot record comes to name the other slot while this one runs, nothing goes into
+// that slot and nobody vouches for this one: a person has to look.
+func TestRecordTurnsToTheOtherSlot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "0.9.0")
+		u := d.start()
+		require.NoError(t, u.p.Record.Save(bootctl.Record{Good: bootctl.B, A: bootctl.OK, B: bootctl.OK}))
+		before := d.ops()
+		require.ErrorIs(t, d.install(u, "2.0.0", Options{Force: true}), ErrAlarm)
+		require.ErrorIs(t, u.Commit(ctx), ErrAlarm)
+		require.Equal(t, before, d.ops(), "nothing is written")
+	})
+}
+
+// A floor that rises above a release that is on trial already ends the trial, and no
+// operator can commit it.
+func TestFloorRisesDuringTrial(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		for floor, want := range map[uint64]string{0: "2.0.0", 1: "1.0.0"} {
+			d := newDevice(t, "1.0.0", "")
+			require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+			u := d.powerOn()
+			u.change(func(j *journal.Journal) { j.EpochFloor = floor })
+			if floor > 0 {
+				require.ErrorIs(t, u.Commit(ctx), ErrEpoch)
+			}
+			require.NoError(t, u.Resume(ctx))
+			require.Equal(t, want, d.start().running.Manifest.Version)
+			if floor > 0 {
+				require.Equal(t, "refused", d.verdict().Reason)
+			}
+		}
+	})
+}
