@@ -19,6 +19,7 @@ import (
 	"github.com/tandem-ota/tandem/updater/delta/blocks"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta"
 	"github.com/tandem-ota/tandem/updater/delta/mkdelta/mkblocks"
+	"github.com/tandem-ota/tandem/updater/health"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
 )
@@ -317,6 +318,7 @@ func TestRecordTurnsToTheOtherSlot(t *testing.T) {
 		require.NoError(t, u.p.Record.Save(bootctl.Record{Good: bootctl.B, A: bootctl.OK, B: bootctl.OK}))
 		before := d.ops()
 		require.ErrorIs(t, d.install(u, "2.0.0", Options{Force: true}), ErrAlarm)
+		require.ErrorIs(t, u.Rollback(ctx, true), ErrAlarm)
 		require.ErrorIs(t, u.Commit(ctx), ErrAlarm)
 		require.Equal(t, before, d.ops(), "nothing is written")
 	})
@@ -340,5 +342,98 @@ func TestFloorRisesDuringTrial(t *testing.T) {
 				require.Equal(t, "refused", d.verdict().Reason)
 			}
 		}
+	})
+}
+
+// What is tried again is so after a pause that doubles up to the longest; what is new ends
+// the series.
+func TestPauseDoubles(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		for _, p := range []*pause{{}, {next: retryMost}} {
+			if p.next > 0 {
+				p.now()
+				require.NotNil(t, p.c)
+			}
+			for want := retryFirst; want < retryMost; want *= 2 {
+				require.Equal(t, want, p.later())
+			}
+			for range 3 {
+				begin := time.Now()
+				require.Equal(t, retryMost, p.later())
+				<-p.c
+				require.Equal(t, retryMost, time.Since(begin))
+			}
+		}
+	})
+}
+
+// Tries are counted from none to all, whatever journal and boot record say of each other;
+// and what was committed was tried at least once, if it was a trial.
+func TestTriesUsedAreBounded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		u := newDevice(t, "1.0.0", "0.9.0").start()
+		begin := func(tries, used int) {
+			u.change(func(j *journal.Journal) {
+				j.State, j.Update = string(Trial), &journal.Update{ID: "a", Manifest: u.running.Digest, Version: "1.0.0", Slot: "a", Tries: tries, Used: used}
+			})
+		}
+		for _, c := range []struct{ tries, used, want int }{{3, 0, 1}, {3, 1, 1}, {3, 2, 2}, {0, 0, 0}} {
+			begin(c.tries, c.used)
+			u.conclude(transport.Committed, "", "", "")
+			require.Equal(t, c.want, u.Last().Tries, "%d of %d in the journal", c.used, c.tries)
+		}
+		for left, want := range map[int]int{0: 2, 1: 1, 2: 0, 3: 0} {
+			begin(2, 0)
+			record := bootctl.Record{Good: bootctl.A, A: bootctl.OK, B: bootctl.OK, Trying: bootctl.B, Tries: left}
+			require.NoError(t, u.reverted(record, Reverted))
+			require.Equal(t, want, u.Last().Used, "%d of 2 left, after the trial", left)
+		}
+
+		d := newDevice(t, "1.0.0", "")
+		d.sick["2.0.0"] = "works"
+		require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+		u = d.powerOn()
+		u.change(func(j *journal.Journal) { j.Update.Tries = 1 })
+		require.NoError(t, u.Resume(ctx))
+		require.Zero(t, u.journal().Update.Used, "2 of 1 left, in the trial")
+	})
+}
+
+// The latest time that anybody who counts has named stays: a statement may raise it, and
+// an older one does not lower it.
+func TestTimeFloorOnlyRises(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newDevice(t, "1.0.0", "").follow()
+		f.want(1, f.desired("1.0.0"))
+		require.Equal(t, today.Unix(), f.u.journal().TimeFloor)
+		later := today.Add(time.Hour).Unix()
+		f.u.change(func(j *journal.Journal) { j.TimeFloor = later })
+		f.want(2, f.desired("1.0.0"))
+		require.EqualValues(t, 2, f.u.journal().Counter)
+		require.Equal(t, later, f.u.journal().TimeFloor)
+		f.stop()
+	})
+}
+
+// Nothing is left of a trial whose deadline is past. One without a window ends with the
+// first good round, however late that is.
+func TestEndsOfTheTrial(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		require.NoError(t, d.install(d.start(), "2.0.0", Options{}))
+		u := d.powerOn()
+		for up, want := range map[time.Duration]time.Duration{0: 10 * time.Second, 9 * time.Second: time.Second, 10 * time.Second: 0, time.Hour: 0} {
+			u.p.Uptime = func() time.Duration { return up }
+			require.Equal(t, want, u.untilDeadline(), "up for %s", up)
+		}
+		u.running.Manifest.Trial.WindowSeconds = 0
+		rounds := 0
+		u.p.Uptime, u.p.Check = nil, func(context.Context, manifest.Check) health.Result {
+			rounds++
+			return health.Result{OK: true}
+		}
+		require.NoError(t, u.Resume(ctx))
+		d.settled(u, "2.0.0")
+		require.Equal(t, 1, rounds, "the link does not count")
 	})
 }
