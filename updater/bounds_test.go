@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -435,5 +436,71 @@ func TestEndsOfTheTrial(t *testing.T) {
 		require.NoError(t, u.Resume(ctx))
 		d.settled(u, "2.0.0")
 		require.Equal(t, 1, rounds, "the link does not count")
+	})
+}
+
+// noticing is a source, a fleet, a boot record and a store, each of which is asked only
+// while a lock keeps others from what it is asked for.
+type noticing struct {
+	*source
+	bootctl.Store
+	files journal.Store
+	u     *Updater
+	held  func(lock *sync.Mutex, name string)
+}
+
+func (n noticing) Wants() <-chan transport.Want    { return nil }
+func (n noticing) Source(manifest.Digest) Source   { return n }
+func (n noticing) Get(name string) ([]byte, error) { return n.files.Get(name) }
+
+func (n noticing) Put(name string, data []byte) error {
+	if name == "journal" {
+		n.held(&n.u.mu, name)
+	}
+	return n.files.Put(name, data)
+}
+
+func (n noticing) Metadata(ctx context.Context, name string) ([]byte, error) {
+	n.held(&n.u.tuf, "metadata of an installation, or a statement")
+	return n.source.Metadata(ctx, name)
+}
+
+func (n noticing) Save(r bootctl.Record) error {
+	if r.Good == n.u.running.Slot && r.Trying == "" {
+		n.held(&n.u.deciding, "commit")
+	}
+	return n.Store.Save(r)
+}
+
+// What two must not do at once is done with its lock held: asking TUF, ending a trial, and
+// saving the journal.
+func TestLocksAreHeld(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := newDevice(t, "1.0.0", "")
+		times := map[string]int{}
+		held := func(lock *sync.Mutex, name string) {
+			times[name]++
+			if lock.TryLock() {
+				lock.Unlock()
+				t.Error("not locked: ", name)
+			}
+		}
+		u := d.start()
+		n := noticing{source: d.w.source("2.0.0"), files: u.p.Store, u: u, held: held}
+		u.p.Store = n
+		desired := transport.Desired{Manifest: string(d.w.by["2.0.0"].digest), Version: "2.0.0"}
+		require.NoError(t, u.accept(ctx, n, d.w.statement(t, me, 1, desired)))
+		asked := times["metadata of an installation, or a statement"]
+		require.Positive(t, asked)
+		require.NoError(t, u.Install(ctx, n, Options{}))
+		require.Greater(t, times["metadata of an installation, or a statement"], asked)
+
+		u = d.powerOn()
+		n = noticing{Store: u.record.store, files: u.p.Store, u: u, held: held}
+		u.record.store, u.p.Store = n, n
+		require.NoError(t, u.Resume(ctx))
+		require.Equal(t, 1, times["commit"])
+		require.Greater(t, times["journal"], 5)
+		d.settled(u, "2.0.0")
 	})
 }
