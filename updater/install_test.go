@@ -109,6 +109,9 @@ func TestBegunTooOften(t *testing.T) {
 		}
 		d.cancelled(u, "2.0.0")
 		require.ErrorIs(t, d.install(u, "2.0.0", Options{}), ErrAttempts)
+		// Nor does it come back because another one was begun in the meantime.
+		require.ErrorIs(t, u.Install(ctx, &source{w: d.w, r: d.w.by["4.0.0-full"], onRead: fails(syscall.ECONNRESET)}, Options{}), syscall.ECONNRESET)
+		require.ErrorIs(t, d.install(u, "2.0.0", Options{}), ErrAttempts)
 		require.NoError(t, d.install(u, "2.0.0", Options{Force: true}))
 		d.settled(d.start(), "2.0.0")
 	})

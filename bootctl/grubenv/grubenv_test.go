@@ -95,6 +95,32 @@ func TestParseCorrupt(t *testing.T) {
 	}
 }
 
+// Variables are what GRUB's load_env sets, whatever stands in the sector.
+func TestVariables(t *testing.T) {
+	for lines, want := range map[string]map[string]string{
+		"":                          {},
+		"good=a\ngood=b\n":          {"good": "b"},
+		"# good=a\n#\ngood=b\n":     {"good": "b"},
+		"good=a":                    {},
+		"good":                      {},
+		"good=a\nbad":               {"good": "a"},
+		"a=x\\y\\\\z\nb=\\\n\n":     {"a": `xy\z`, "b": "\n"},
+		"a=x\\":                     {},
+		"go\x00od=a\x00b\nc=\x00\n": {"go": "a", "c": ""},
+	} {
+		block := append([]byte(signature+lines), bytes.Repeat([]byte("#"), BlockSize)...)[:BlockSize]
+		if !strings.HasSuffix(lines, "\n") {
+			// The sector cuts it off.
+			block = append([]byte(signature+strings.Repeat("#", SectorSize-len(signature+lines)-1)+"\n"+lines), block...)
+		}
+		got, err := Variables(block)
+		require.NoError(t, err)
+		require.Equal(t, want, got, "%q", lines)
+		_, err = Variables(block[:SectorSize-1])
+		require.ErrorIs(t, err, ErrGarbled)
+	}
+}
+
 // A sector that is part of one record and part of another, torn at any byte, is
 // one of the two or garbled.
 func TestParseTorn(t *testing.T) {

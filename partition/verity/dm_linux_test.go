@@ -111,6 +111,30 @@ func TestActivateStatusRemove(t *testing.T) {
 	require.ErrorIs(t, err, ErrNotActive)
 }
 
+// The largest of everything that is refused above that, and the least of it, goes to the
+// kernel and comes back as it was.
+func TestActivateTakesLimits(t *testing.T) {
+	for name, change := range map[string]func(*Params){
+		"nothing beside what must be": func(p *Params) { p.Salt, p.OnCorrupt = nil, Fail },
+		"one block":                   func(p *Params) { p.DataBlocks, p.HashOffset = 1, BlockSize },
+		"as much as any disk":         func(p *Params) { p.DataBlocks, p.HashOffset = maxBlocks, maxBlocks*BlockSize },
+		"tree as far back as can be":  func(p *Params) { p.HashOffset = (2*maxBlocks - 1) * BlockSize },
+		"longest salt":                func(p *Params) { p.Salt = bytes.Repeat([]byte{7}, MaxSalt) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, k := params(), &kernel{t: t, verdict: "V"}
+			change(&p)
+			longest := strings.Repeat("x", 127)
+			_, err := activate(k, longest, "8:5", p)
+			require.NoError(t, err)
+			require.Equal(t, longest, k.name)
+			s, err := status(k, longest)
+			require.NoError(t, err)
+			require.Equal(t, p, s.Params)
+		})
+	}
+}
+
 // Whichever call fails, no half-made device is left.
 func TestActivateLeavesNothingBehind(t *testing.T) {
 	for n := 1; ; n++ {
@@ -160,6 +184,8 @@ func TestStatusRefuses(t *testing.T) {
 		"other version":                 "0 8:5 8:5 4096 4096 129 131 sha256 " + root + " -",
 		"other hash blocks":             "1 8:5 8:5 4096 1024 129 131 sha256 " + root + " -",
 		"other hash":                    "1 8:5 8:5 4096 4096 129 131 sha512 " + root + " -",
+		"hash start behind all disks":   "1 8:5 8:5 4096 4096 129 562949953421313 sha256 " + root + " -", // 2^49 + 1
+		"a word that is no option":      "1 8:5 8:5 4096 4096 129 131 sha256 " + root + " - ignore_corruption",
 		"hash start 0":                  "1 8:5 8:5 4096 4096 129 0 sha256 " + root + " -",
 		"hash start cut off":            "1 8:5 8:5 4096 4096 129 4503599627370627 sha256 " + root + " -",  // 2^52 + 131
 		"hash start cut off from below": "1 8:5 8:5 4096 4096 129 -4503599627370365 sha256 " + root + " -", // 131 - 2^52
