@@ -151,7 +151,7 @@ func TestDeflatePackBounds(t *testing.T) {
 		refused("33 distances", deflateHeader(0, 32, 1, 0, 1, 0)),
 		refused("20 lengths of lengths", join([]byte{0, 0, 16, 5}, plain[3:])),
 		refused("a length of a length that has no bits", with(3, 8)),
-		refused("a symbol that is none", with(len(plain)-1, 20)),
+		refused("a symbol that is none", join(plain[:22], []byte{20}, plain[22:])),
 		refused("lengths beyond the last distance", with(len(plain)-1, 32)),
 		refused("a repetition of nothing", join(plain[:22], []byte{16}, bytes.Repeat([]byte{0}, 94), plain[23:])),
 		refused("a literal without a code", deflateHeader(0, 0, 0, 1, 1, 0)),
@@ -239,5 +239,217 @@ func TestLZ4Bounds(t *testing.T) {
 		bounded{state: "a match", params: params(0, 5, 5, 1, 0), src: []byte{0x10, 'a', 1, 0, 0}},
 		bounded{state: "a match with itself", params: params(0, 5, 5, 1, 0), src: []byte{0x10, 'a', 0, 0, 0}, want: bad},
 		bounded{state: "a match from before the block", params: params(0, 5, 10, 1, 0), src: []byte{0x50, 'a', 'b', 'c', 'd', 'e', 0x00, 1, 0, 0x10, 'x'}, want: bad},
+	)
+}
+
+// put24 is a number of three bytes.
+func put24(v int) []byte { return []byte{byte(v), byte(v >> 8), byte(v >> 16)} }
+
+// zstdRow is the header of a block of so many bytes, the last one, and what follows.
+func zstdRow(kind, size int, rest ...byte) []byte { return append(put24(1|kind<<1|size<<3), rest...) }
+
+// What Expand reads of zstd is what an old slot holds: any bytes.
+func TestZstdExpandBounds(t *testing.T) {
+	const raw, rle, compressed = 0, 1, 2
+	const most = 128 << 10
+	bad := recode.ErrFormat
+	block := func(rest ...byte) []byte { return zstdRow(compressed, len(rest), rest...) }
+	// A literal header of type, format, both sizes.
+	huffman := func(kind, format, regen, packed int) []byte { return put24(kind | format<<2 | regen<<4 | packed<<14) }
+	// One sequence by tables of one symbol each, behind literals as given.
+	one := func(literals []byte, ll, of, ml byte, stream ...byte) []byte {
+		return block(join(literals, []byte{1, 0x54, ll, of, ml}, stream)...)
+	}
+	none, a := []byte{0}, []byte{1 << 3, 'a'}
+	many := func(n int) []byte { return join([]byte{255}, put24(n - 0x7f00)[:2]) }
+	row := func(state string, want error, src []byte) bounded {
+		return bounded{state: state, params: []byte{0}, src: src, want: want}
+	}
+	call := func(kind recode.Kind) func(c *recode.Coder, params, src, dst []byte) (int, error) {
+		return func(c *recode.Coder, params, src, dst []byte) (int, error) { return c.Expand(kind, params, src, dst) }
+	}
+	tree := []byte{128, 0x10} // two symbols of a bit each
+	requireBounded(t, call(recode.Zstd),
+		row("a raw block", nil, zstdRow(raw, 1, 'a')),
+		bounded{state: "a flag that nobody knows", params: []byte{0x20}, src: zstdRow(raw, 1, 'a'), want: recode.ErrUnsupported},
+		bounded{state: "a parameter too many", params: []byte{0, 0}, src: zstdRow(raw, 1, 'a'), want: bad},
+		row("the longest block", nil, zstdRow(rle, most, 'a')),
+		row("a block longer by one", bad, zstdRow(rle, most+1, 'a')),
+		row("a type that is none", bad, zstdRow(3, 1, 'a')),
+		row("a block of nothing", bad, block()),
+		row("the most literals", nil, block(join(put24(1|3<<2|most<<4), []byte{'a', 0})...)),
+		row("a literal more", bad, block(join(put24(1|3<<2|(most+1)<<4), []byte{'a', 0})...)),
+		row("literals and no number of sequences", bad, block(1<<3, 'a')),
+		row("a tree longer than what it is in", bad, block(join(huffman(2, 0, 1, 1), []byte{255, 0})...)),
+		row("a number of sequences of three bytes, cut", bad, block(0, 255)),
+		row("a number of sequences of two bytes, cut", bad, block(0, 128)),
+		row("more sequences than there is room for", recode.ErrRoom, block(join(none, many(43690), []byte{0x54, 1, 2, 0, 1})...)).in(1000),
+		row("more sequences than a block can hold", bad, block(join(none, many(43691), []byte{0x54, 1, 2, 0, 1})...)).in(1000),
+		row("bytes behind no sequences", bad, block(0, 0, 0)),
+		row("sequences without tables", bad, block(0, 1)),
+		row("a table that is not there", bad, block(0, 1, 0x54, 1, 2)),
+		row("a symbol that is none", bad, one(none, 36, 2, 0, 4)),
+		row("four streams", nil, block(join(huffman(2, 1, 3, 12), tree, []byte{1, 0, 1, 0, 1, 0, 2, 2, 2, 1, 0})...)),
+		row("four streams without their lengths", bad, block(join(huffman(2, 1, 3, 3), tree, []byte{1, 0})...)),
+		row("four streams for two literals", bad, block(join(huffman(2, 1, 2, 12), tree, []byte{1, 0, 1, 0, 1, 0, 2, 2, 2, 1, 0})...)),
+		row("one stream", nil, block(join(huffman(2, 0, 1, 3), tree, []byte{2, 0})...)),
+		row("a stream that has a bit too many", bad, block(join(huffman(2, 0, 1, 3), tree, []byte{4, 0})...)),
+		row("a tree from before, which is not there", bad, block(join(huffman(3, 0, 1, 1), []byte{1, 0})...)),
+		row("a tree of too many bits", bad, block(join(huffman(2, 0, 1, 3), []byte{129, 0xbb, 2, 0})...)),
+		row("a weight of too many bits", bad, block(join(huffman(2, 0, 1, 3), []byte{128, 0xc0, 2, 0})...)),
+		row("a tree that no last symbol completes", bad, block(join(huffman(2, 0, 1, 3), []byte{129, 0x31, 2, 0})...)),
+		row("a sequence", nil, one(a, 1, 2, 0, 4)),
+		row("tables from before, which are not there", bad, block(join(none, []byte{1, 0xfc, 1})...)),
+		row("a sequence with a bit too many", bad, one(a, 1, 2, 0, 8)),
+		row("seven bits", nil, one(a, 1, 7, 0, 0x80)),
+		row("bits that do not begin", bad, one(a, 1, 7, 0, 0, 0)),
+		row("no bits", bad, one(a, 1, 2, 0)),
+	)
+
+	reps := func(n ...uint64) []byte { return append([]byte{0}, uv(n...)...) }
+	matches := func(state string, want error, params, src []byte) bounded {
+		return bounded{state: state, params: params, src: src, want: want}
+	}
+	requireBounded(t, call(recode.ZstdMatches),
+		matches("a match", nil, reps(1, 4, 8), one(a, 1, 2, 0, 4)),
+		matches("more literals than there are", bad, reps(1, 4, 8), one(none, 1, 2, 0, 4)),
+		matches("two distances", bad, reps(1, 4), one(a, 1, 2, 0, 4)),
+		matches("the largest distance", nil, reps(1, 4, 1<<30-1), one(a, 1, 2, 0, 4)),
+		matches("a distance larger by one", bad, reps(1, 4, 1<<30), one(a, 1, 2, 0, 4)),
+		matches("as much without a match as there may be", nil, reps(1, 4, 8), bytes.Repeat(zstdRow(rle, most, 'a'), 126)),
+		matches("more without a match", recode.ErrUnsupported, reps(1, 4, 8), bytes.Repeat(zstdRow(rle, most, 'a'), 127)),
+	)
+
+	two := []byte{2 << 3, 'a', 'b'}
+	requireBounded(t, call(recode.ZstdContent),
+		row("a raw block", nil, zstdRow(raw, 1, 'a')),
+		row("a block of one byte", nil, zstdRow(rle, 300, 'a')),
+		row("literals", nil, block(2<<3, 'a', 'b', 0)),
+		bounded{state: "a flag", params: []byte{1}, src: zstdRow(raw, 1, 'a'), want: bad},
+		bounded{state: "a parameter", params: []byte{0, 0}, src: zstdRow(raw, 1, 'a'), want: bad},
+		row("a match", nil, one(a, 1, 2, 0, 4)),
+		row("literals behind a match", nil, one(two, 1, 2, 0, 4)),
+		row("a match from before the beginning", bad, one(a, 1, 2, 0, 5)),
+		row("a match with itself", bad, one(none, 0, 1, 0, 3)),
+		row("a match of more literals than there are", bad, one(none, 1, 2, 0, 4)),
+		row("a match as long as a block", nil, one(a, 1, 2, 52, 0xfc, 0xff, 4)),
+		row("a match longer by one", bad, one(a, 1, 2, 52, 0xfd, 0xff, 4)),
+		row("a literal behind a match as long as a block", bad, one(two, 1, 2, 52, 0xfc, 0xff, 4)),
+		row("more sequences than fit beside the literals", bad, block(join(put24(1|3<<2|3<<4), []byte{'a'}, many(43690), []byte{0x54, 1, 2, 0, 1})...)),
+	)
+}
+
+// in is the same call with little room.
+func (b bounded) in(room int) bounded {
+	b.room = room
+	return b
+}
+
+// What packs to zstd believes no column, and writes no block that a decoder would not read as it was meant.
+func TestZstdPackBounds(t *testing.T) {
+	const raw, rle, compressed = 0, 1, 2
+	const most = 128 << 10
+	const content = 1
+	bad := recode.ErrFormat
+	form := func(state string, want error, flags byte, literals, records, control, long []byte) bounded {
+		params := append([]byte{flags}, uv(uint64(len(literals)), uint64(len(records)/6), uint64(len(control)))...)
+		return bounded{state: state, params: params, src: join(literals, records, control, long), want: want}
+	}
+	control := func(kind, literals, format, size, sequences int, rest ...byte) []byte {
+		return join([]byte{byte(kind | literals<<3 | format<<5)}, put24(size), put24(sequences), rest)
+	}
+	zeros := func(n int) []byte { return make([]byte, n) }
+	plain := func(state string, want error, format, n int) bounded {
+		return form(state, want, 0, zeros(n), nil, control(compressed, 0, format, n, 0), nil)
+	}
+	tree := []byte{128, 0x10}                               // two symbols of a bit each
+	deep := []byte{138, 0xba, 0x98, 0x76, 0x54, 0x32, 0x10} // eleven, the last two of 11 bits
+	huffman := func(state string, want error, format int, literals, tree []byte) bounded {
+		return form(state, want, 0, literals, nil, control(compressed, 2, format, len(literals), 0, tree...), nil)
+	}
+	one := control(compressed, 0, 0, 1, 1, 0x54, 1, 2, 0)
+	sequence := func(state string, want error, l, m, o byte) bounded {
+		return form(state, want, 0, []byte{'a'}, []byte{l, m, o, 0, 0, 0}, one, nil)
+	}
+	long := func(state string, want error, n int) bounded {
+		return form(state, want, 0, []byte{'a'}, []byte{1, 255, 4, 0, 0, 0}, control(compressed, 0, 0, 1, 1, 0), put24(n))
+	}
+	byRaw := []byte{raw, 1, 0, 0}
+	sound := form("a raw block", nil, 0, []byte{'a'}, nil, byRaw, nil)
+	cut := sound
+	cut.state, cut.want, cut.params = "a parameter too many", bad, append(bytes.Clone(sound.params), 0)
+	requireBounded(t, func(c *recode.Coder, params, src, dst []byte) (int, error) {
+		return c.Pack(recode.Zstd, params, src, dst)
+	},
+		sound, cut,
+		form("records that no block takes", bad, 0, []byte{'a'}, zeros(6), byRaw, nil),
+		form("long lengths that no block takes", bad, 0, []byte{'a'}, nil, byRaw, zeros(3)),
+		form("literals that no block takes", bad, 0, []byte{'a', 'b'}, nil, byRaw, nil),
+		form("a block cut off", bad, 0, []byte{'a'}, nil, byRaw[:3], nil),
+		form("a type that is none", bad, 0, nil, nil, control(3, 0, 0, 0, 0), nil),
+		form("the longest block", nil, 0, nil, nil, join([]byte{rle}, put24(most), []byte{'a'}), nil),
+		form("a block longer by one", bad, 0, nil, nil, join([]byte{rle}, put24(most+1), []byte{'a'}), nil),
+		plain("31 literals", nil, 0, 31),
+		plain("32 literals in five bits", bad, 0, 32),
+		plain("4095 literals", nil, 1, 4095),
+		plain("4096 literals in twelve bits", bad, 1, 4096),
+		plain("a form of literals that is none", bad, 2, 1),
+		plain("literals that fill a block", nil, 3, most-4),
+		plain("literals that fill more than a block", bad, 3, most-3),
+		form("a tree from before, which is not there", bad, 0, nil, nil, control(compressed, 3, 0, 0, 0), nil),
+		huffman("1023 coded literals", nil, 0, zeros(1023), tree),
+		huffman("1024 coded literals in ten bits", bad, 0, zeros(1024), tree),
+		huffman("1022 bytes of coded literals", nil, 0, bytes.Repeat([]byte{10}, 738), deep),
+		huffman("1024 bytes of coded literals in ten bits", bad, 0, bytes.Repeat([]byte{10}, 739), deep),
+		huffman("a literal without a code", bad, 0, []byte{2}, tree),
+		huffman("four streams", nil, 1, zeros(3), tree),
+		huffman("four streams for two literals", bad, 1, zeros(2), tree),
+		sequence("a sequence", nil, 1, 0, 4),
+		sequence("a literal length without a code", bad, 2, 0, 4),
+		sequence("a distance without a code", bad, 1, 0, 8),
+		sequence("a length without a code", bad, 1, 1, 4),
+		sequence("a distance of nothing", bad, 1, 0, 0),
+		form("tables from before, which are not there", bad, 0, []byte{'a'}, []byte{0, 0, 1, 0, 0, 0}, control(compressed, 0, 0, 1, 1, 0xfc), nil),
+		long("the smallest long length", nil, 255),
+		long("a long length that is short", bad, 254),
+		long("the largest long length", nil, most-1),
+		long("a length longer than a block", bad, most),
+		form("content", nil, content, []byte("aaaa"), []byte{1, 0, 4, 0, 0, 0}, one, nil),
+		form("content of more literals than told", bad, content, []byte("aaaa"), []byte{1, 0, 4, 0, 0, 0}, control(compressed, 0, 0, 0, 1, 0x54, 1, 2, 0), nil),
+		form("content shorter than its match", bad, content, []byte("aaa"), []byte{1, 0, 4, 0, 0, 0}, one, nil),
+	)
+
+	// Of ZstdMatches without any content: the map, and four bytes for the range decoder to begin with.
+	breaks := func(state string, want error, pairs ...int64) bounded {
+		var b []byte
+		for i := 0; i < len(pairs); i += 2 {
+			b = binary.AppendVarint(binary.AppendUvarint(b, uint64(pairs[i])), pairs[i+1])
+		}
+		return bounded{state: state, params: append([]byte{0}, uv(1, 4, 8, 0, 0, 0, 0, uint64(len(b)))...), src: join(b, zeros(4)), want: want}
+	}
+	with := func(state string, params []byte, src []byte) bounded {
+		return bounded{state: state, params: params, src: src, want: bad}
+	}
+	requireBounded(t, func(c *recode.Coder, params, src, dst []byte) (int, error) {
+		return c.Pack(recode.ZstdMatches, params, src, dst)
+	},
+		breaks("no map", nil),
+		with("no corrections", []byte{0, 1, 4, 8, 0, 0, 0, 0, 0}, zeros(3)),
+		with("a part without its size", []byte{0, 1, 4, 8, 0, 0, 0, 0}, zeros(4)),
+		with("a parameter too many", []byte{0, 1, 4, 8, 0, 0, 0, 0, 0, 0}, zeros(4)),
+		with("a map larger than all", []byte{0, 1, 4, 8, 0, 0, 0, 0, 9}, zeros(4)),
+		with("a gap cut off", []byte{0, 1, 4, 8, 0, 0, 0, 0, 1}, []byte{0x80, 0, 0, 0, 0}),
+		with("a shift cut off", []byte{0, 1, 4, 8, 0, 0, 0, 0, 1}, zeros(5)),
+		breaks("as many breaks as there may be", nil, make([]int64, 2*1536)...),
+		breaks("a break more", bad, make([]int64, 2*1537)...),
+		breaks("the largest gap", nil, 1<<30-1, 0),
+		breaks("a gap larger by one", bad, 1<<30, 0),
+		breaks("the last position", nil, 0, 0, 1<<30-1, 0),
+		breaks("a position behind the last", bad, 0, 0, 1<<30-1, 0, 1, 0),
+		breaks("the largest shifts", nil, 0, 1<<30-1, 1, 2-1<<31),
+		breaks("a shift larger by one", bad, 0, 1<<30),
+		breaks("a shift smaller by one", bad, 0, -1<<30),
+		with("more sequences than a block can hold", []byte{0, 1, 4, 8, 0, 0, 0, 7, 0}, join(control(compressed, 0, 0, 0, 43691), zeros(4))),
+		with("a sequence in no content", []byte{0, 1, 4, 8, 0, 0, 0, 7, 0}, join(control(compressed, 0, 0, 0, 1), zeros(4))),
 	)
 }
