@@ -3,6 +3,8 @@ package recode_test
 import (
 	"bytes"
 	"encoding/binary"
+	"math/bits"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -43,7 +45,7 @@ type bounded struct {
 }
 
 // requireBounded makes the calls. Those that are well write as much as they say and not a byte
-// more, and with a byte less of room do not pass.
+// more, and with less room do not pass.
 func requireBounded(t *testing.T, call func(c *recode.Coder, params, src, dst []byte) (int, error), rows ...bounded) {
 	for _, row := range rows {
 		room := row.room
@@ -60,8 +62,8 @@ func requireBounded(t *testing.T, call func(c *recode.Coder, params, src, dst []
 		again, err := call(new(recode.Coder), params, src, make([]byte, n))
 		require.NoError(t, err, row.state)
 		require.Equal(t, n, again, row.state)
-		if n > 0 {
-			_, err = call(new(recode.Coder), params, src, make([]byte, n-1))
+		for less := max(0, n-40); less < n; less++ {
+			_, err = call(new(recode.Coder), params, src, make([]byte, less))
 			require.ErrorIs(t, err, recode.ErrRoom, row.state)
 		}
 	}
@@ -291,6 +293,7 @@ func TestZstdExpandBounds(t *testing.T) {
 		row("a symbol that is none", bad, one(none, 36, 2, 0, 4)),
 		row("four streams", nil, block(join(huffman(2, 1, 3, 12), tree, []byte{1, 0, 1, 0, 1, 0, 2, 2, 2, 1, 0})...)),
 		row("four streams without their lengths", bad, block(join(huffman(2, 1, 3, 3), tree, []byte{1, 0})...)),
+		row("four streams and nothing of them", bad, block(join(huffman(2, 1, 3, 2), tree, []byte{0})...)),
 		row("four streams for two literals", bad, block(join(huffman(2, 1, 2, 12), tree, []byte{1, 0, 1, 0, 1, 0, 2, 2, 2, 1, 0})...)),
 		row("one stream", nil, block(join(huffman(2, 0, 1, 3), tree, []byte{2, 0})...)),
 		row("a stream that has a bit too many", bad, block(join(huffman(2, 0, 1, 3), tree, []byte{4, 0})...)),
@@ -345,6 +348,28 @@ func (b bounded) in(room int) bounded {
 	return b
 }
 
+// distribution describes a table of codes by how many states each has (RFC 8878, section 4.1.1).
+func distribution(log int, counts ...int) []byte {
+	pairs := []int{log - 5, 4}
+	left := 1 << log
+	for i := 0; i < len(counts); i++ {
+		n := bits.Len(uint(left + 1))
+		short := 1<<n - 1 - (left + 1)
+		switch v := counts[i] + 1; {
+		case v < short:
+			pairs = append(pairs, v, n-1)
+		case v < 1<<(n-1):
+			pairs = append(pairs, v, n)
+		default:
+			pairs = append(pairs, v+short, n)
+		}
+		if left -= counts[i]; counts[i] == 0 {
+			pairs = append(pairs, 0, 2) // and no more zeros
+		}
+	}
+	return bitsOf(pairs...)
+}
+
 // What packs to zstd believes no column, and writes no block that a decoder would not read as it was meant.
 func TestZstdPackBounds(t *testing.T) {
 	const raw, rle, compressed = 0, 1, 2
@@ -367,6 +392,11 @@ func TestZstdPackBounds(t *testing.T) {
 	huffman := func(state string, want error, format int, literals, tree []byte) bounded {
 		return form(state, want, 0, literals, nil, control(compressed, 2, format, len(literals), 0, tree...), nil)
 	}
+	described := func(b []byte) []byte { return append([]byte{byte(len(b))}, b...) }
+	offsets := func(state string, want error, counts []int) bounded {
+		tables := join([]byte{0x64, 1}, distribution(8, counts...), []byte{0})
+		return form(state, want, 0, []byte{'a'}, []byte{1, 0, 4, 0, 0, 0}, control(compressed, 0, 0, 1, 1, tables...), nil)
+	}
 	one := control(compressed, 0, 0, 1, 1, 0x54, 1, 2, 0)
 	sequence := func(state string, want error, l, m, o byte) bounded {
 		return form(state, want, 0, []byte{'a'}, []byte{l, m, o, 0, 0, 0}, one, nil)
@@ -378,10 +408,13 @@ func TestZstdPackBounds(t *testing.T) {
 	sound := form("a raw block", nil, 0, []byte{'a'}, nil, byRaw, nil)
 	cut := sound
 	cut.state, cut.want, cut.params = "a parameter too many", bad, append(bytes.Clone(sound.params), 0)
+	short, around := cut, cut
+	short.state, short.params = "no sizes", []byte{0}
+	around.state, around.params = "records whose size overflows", append([]byte{0}, uv(1, 1<<63, 4)...)
 	requireBounded(t, func(c *recode.Coder, params, src, dst []byte) (int, error) {
 		return c.Pack(recode.Zstd, params, src, dst)
 	},
-		sound, cut,
+		sound, cut, short, around,
 		form("records that no block takes", bad, 0, []byte{'a'}, zeros(6), byRaw, nil),
 		form("long lengths that no block takes", bad, 0, []byte{'a'}, nil, byRaw, zeros(3)),
 		form("literals that no block takes", bad, 0, []byte{'a', 'b'}, nil, byRaw, nil),
@@ -403,7 +436,13 @@ func TestZstdPackBounds(t *testing.T) {
 		huffman("1024 bytes of coded literals in ten bits", bad, 0, bytes.Repeat([]byte{10}, 739), deep),
 		huffman("a literal without a code", bad, 0, []byte{2}, tree),
 		huffman("four streams", nil, 1, zeros(3), tree),
-		huffman("four streams for two literals", bad, 1, zeros(2), tree),
+		// The byte behind these literals has a code as well.
+		huffman("four streams for two literals", bad, 1, []byte{50, 50}, join([]byte{127 + 51}, zeros(25), []byte{0x10})),
+		huffman("a tree that no last symbol completes", bad, 0, zeros(1), []byte{129, 0x31}),
+		huffman("weights that skip beyond the last", bad, 0, zeros(1), described(bitsOf(append([]int{1, 4, 1, 6}, slices.Repeat([]int{3, 2}, 30)...)...))),
+		huffman("weights without their states", bad, 0, zeros(1), described(append(distribution(5, 0, 32), 1))),
+		offsets("32 codes of distances", nil, slices.Repeat([]int{8}, 32)),
+		offsets("33 codes of distances", bad, append(slices.Repeat([]int{8}, 31), 4, 4)),
 		sequence("a sequence", nil, 1, 0, 4),
 		sequence("a literal length without a code", bad, 2, 0, 4),
 		sequence("a distance without a code", bad, 1, 0, 8),
@@ -439,6 +478,7 @@ func TestZstdPackBounds(t *testing.T) {
 		with("a parameter too many", []byte{0, 1, 4, 8, 0, 0, 0, 0, 0, 0}, zeros(4)),
 		with("a map larger than all", []byte{0, 1, 4, 8, 0, 0, 0, 0, 9}, zeros(4)),
 		with("a gap cut off", []byte{0, 1, 4, 8, 0, 0, 0, 0, 1}, []byte{0x80, 0, 0, 0, 0}),
+		with("a gap of eleven bytes", []byte{0, 1, 4, 8, 0, 0, 0, 0, 12}, join(bytes.Repeat([]byte{0x80}, 10), zeros(6))),
 		with("a shift cut off", []byte{0, 1, 4, 8, 0, 0, 0, 0, 1}, zeros(5)),
 		breaks("as many breaks as there may be", nil, make([]int64, 2*1536)...),
 		breaks("a break more", bad, make([]int64, 2*1537)...),
