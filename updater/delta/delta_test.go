@@ -243,6 +243,12 @@ func TestBase(t *testing.T) {
 	require.ErrorIs(t, err, io.ErrClosedPipe, "the cause is kept")
 	require.NoError(t, p.Decode(0, part, delta.Sources{Old: bytes.NewReader(old)}, dst), "and the call can be repeated")
 	require.ErrorIs(t, p.Decode(0, part, delta.Sources{Old: bytes.NewReader(old)}, dst[1:]), delta.ErrFormat)
+	err = p.Decode(0, part[:len(part)-1], delta.Sources{Old: bytes.NewReader(old)}, dst)
+	require.ErrorIs(t, err, delta.ErrFormat)
+	require.ErrorContains(t, err, "header says")
+	require.ErrorIs(t, p.Decode(0, nil, delta.Sources{Old: bytes.NewReader(old)}, dst), delta.ErrFormat)
+	require.ErrorIs(t, p.Decode(-1, part, delta.Sources{Old: bytes.NewReader(old)}, dst), delta.ErrFormat)
+	require.ErrorIs(t, p.Decode(p.Frames(), part, delta.Sources{Old: bytes.NewReader(old)}, dst), delta.ErrFormat)
 	require.ErrorIs(t, p.Decode(9, part, delta.Sources{Old: bytes.NewReader(old)}, dst), delta.ErrFormat)
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"io"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -21,28 +22,37 @@ func container(frame []byte) []byte { return containerOf(frame, 0, 0) }
 
 // containerOf names features and a workspace as well.
 func containerOf(frame []byte, features uint32, workspace int64) []byte {
+	return append(tableOf(features, workspace, [2]uint32{16, uint32(len(frame))}), frame...)
+}
+
+// tableOf is the header in front of frames of these lengths, of the image and of the blob.
+func tableOf(features uint32, workspace int64, frames ...[2]uint32) []byte {
 	le := binary.LittleEndian
 	const body = 64
-	b := make([]byte, delta.HeaderSize+delta.EntrySize)
+	b := make([]byte, delta.HeaderSize)
+	size, most := uint32(0), [2]uint32{}
+	for _, f := range frames {
+		size += f[0]
+		most = [2]uint32{max(most[0], f[0]), max(most[1], f[1])}
+		b = le.AppendUint32(le.AppendUint32(b, f[0]), f[1])
+	}
 	copy(b, delta.Magic)
 	le.PutUint16(b[8:], delta.Version)
 	le.PutUint16(b[10:], delta.FlagBase)
-	le.PutUint64(b[16:], 16)
-	le.PutUint64(b[24:], 32)
-	le.PutUint64(b[64:], uint64(delta.MemoryNeeded(1, delta.Maxima{Frame: 16, Blob: int64(len(frame)), Body: body, Workspace: workspace}, features)))
 	le.PutUint32(b[12:], features)
-	le.PutUint32(b[88:], uint32(workspace))
-	le.PutUint32(b[72:], 1)
-	le.PutUint32(b[76:], 16)
-	le.PutUint32(b[80:], uint32(len(frame)))
+	le.PutUint64(b[16:], uint64(size))
+	le.PutUint64(b[24:], 32)
+	le.PutUint64(b[64:], uint64(delta.MemoryNeeded(len(frames), delta.Maxima{Frame: int64(most[0]), Blob: int64(most[1]), Body: body, Workspace: workspace}, features)))
+	le.PutUint32(b[72:], uint32(len(frames)))
+	le.PutUint32(b[76:], most[0])
+	le.PutUint32(b[80:], most[1])
 	le.PutUint32(b[84:], body)
-	le.PutUint32(b[128:], 16)
-	le.PutUint32(b[132:], uint32(len(frame)))
+	le.PutUint32(b[88:], uint32(workspace))
 	s := sha256.New()
 	s.Write(b[:96])
 	s.Write(b[delta.HeaderSize:])
 	s.Sum(b[96:96])
-	return append(b, frame...)
+	return b
 }
 
 func uv(n ...uint64) (b []byte) {
@@ -54,6 +64,15 @@ func uv(n ...uint64) (b []byte) {
 
 func op(kind, length uint64, step ...uint64) []byte {
 	return uv(append([]uint64{length<<3 | kind}, step...)...)
+}
+
+// padded is a number in more groups than it needs.
+func padded(b []byte, groups int) []byte {
+	b = append(bytes.Clone(b), make([]byte, groups-len(b))...)
+	for i := range b[:groups-1] {
+		b[i] |= 0x80
+	}
+	return b
 }
 
 func stored(b []byte) []byte {
@@ -111,6 +130,9 @@ func TestHostileFrame(t *testing.T) {
 		{"displacements that add up to overflow", ops(op(delta.OpCopyAt, 1, 62), op(delta.OpCopyAt, 15, huge)), delta.ErrFormat},
 		{"a number without end", frame(stored(bytes.Repeat([]byte{0x80}, 20)), stored(nil), stored(nil)), delta.ErrFormat},
 		{"a number of ten groups", frame(stored(append(bytes.Repeat([]byte{0xff}, 9), 1)), stored(nil), stored(nil)), delta.ErrFormat},
+		{"sound: a number padded to nine groups", frame(stored(padded(op(delta.OpZero, 16), 9)), stored(nil), stored(nil)), nil},
+		{"a number padded to ten groups", frame(stored(padded(op(delta.OpZero, 16), 10)), stored(nil), stored(nil)), delta.ErrFormat},
+		{"an operation behind the frame", ops(op(delta.OpZero, 16), op(delta.OpZero, 1)), delta.ErrFormat},
 		{"step missing", ops(op(delta.OpCopyAt, 16)), delta.ErrFormat},
 		{"literals missing", frame(stored(op(delta.OpLiteral, 16)), stored(nil), stored(text[1:])), delta.ErrFormat},
 		{"literals left over", frame(stored(op(delta.OpLiteral, 16)), stored(nil), stored(append(text, 0))), delta.ErrFormat},
@@ -176,6 +198,19 @@ func TestHostilePlain(t *testing.T) {
 	recoded := func(s ...[]byte) []byte { return frame(literals, plain, nil, join(uv(uint64(len(s))), join(s...))) }
 	sound := segment(uint64(recode.Deflate), 0, size, 21, 5, 16, 0, params)
 	many := uint64(1) << 40
+	// LZ4 makes nothing of nothing, as often as one likes.
+	none := uv(0, 1, 0, 0, 0)
+	small := uint32(delta.FeaturePlain | 1<<recode.LZ4)
+	empty := func(expansions ...[]byte) []byte {
+		return segment(uint64(recode.LZ4), 0, 0, 0, 0, 0, 0, none, expansions...)
+	}
+	nothing := func(size, address uint64) []byte {
+		return join(uv(uint64(recode.LZ4), 0, 0, size, address, uint64(len(none))), none)
+	}
+	beside := func(s ...[]byte) []byte {
+		return frame(op(delta.OpLiteral, 16), content, nil, join(uv(uint64(len(s))), join(s...)))
+	}
+	times := func(n int, b []byte) [][]byte { return slices.Repeat([][]byte{b}, n) }
 
 	for _, row := range []struct {
 		state    string
@@ -203,6 +238,15 @@ func TestHostilePlain(t *testing.T) {
 		{"an expansion 2^40 bytes away", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansion(2, many, 8, 8))), named, delta.ErrFormat},
 		{"an expansion with an address below zero", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansionAt(2, 0, 8, 8, 1))), named, delta.ErrFormat},
 		{"an expansion with an address beyond any image", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansionAt(2, 0, 8, 8, 2*many+2))), named, delta.ErrFormat},
+		{"sound: an expansion at the last address", beside(empty(nothing(0, 2*many))), small, nil},
+		{"an expansion behind the last address", beside(empty(nothing(0, 2*many), nothing(0, 2))), small, delta.ErrFormat},
+		{"an expansion of fewer bytes than it says", beside(empty(nothing(1, 0))), small, delta.ErrBase},
+		{"sound: as many segments as there may be", beside(times(4096, empty())...), small, nil},
+		{"a segment more", beside(times(4097, empty())...), small, delta.ErrFormat},
+		{"sound: as many expansions as there may be", beside(empty(times(4000, nothing(0, 0))...), empty(times(96, nothing(0, 0))...)), small, nil},
+		{"an expansion more, of all segments", beside(empty(times(4000, nothing(0, 0))...), empty(times(97, nothing(0, 0))...)), small, delta.ErrFormat},
+		{"a segment whose end overflows", recoded(segment(2, 0, size, 21, 1<<63-1, 16, 0, params)), named, delta.ErrFormat},
+		{"sound: a window without a plan", frame(op(delta.OpLiteral, 16), content, uv(0), nil), named, nil},
 		{"an expansion of what is not compressed", recoded(segment(2, 0, size, 21, 5, 16, 0, params, expansion(2, 0, 8, 8))), named, delta.ErrBase},
 		{"a segment cut off", frame(literals, plain, nil, join(uv(1), sound[:len(sound)-1])), named, delta.ErrFormat},
 		{"bytes behind the segments", frame(literals, plain, nil, join(uv(1), sound, []byte{0})), named, delta.ErrFormat},
@@ -232,6 +276,56 @@ func TestHostilePlain(t *testing.T) {
 			require.Equal(t, content, whole[16:32], row.state)
 			continue
 		}
+		require.ErrorIs(t, err, row.want, row.state)
+	}
+}
+
+// The workspace that the header states is enough for its largest segment, with the whole
+// piece beside it when the frame has only a part; a byte less is not.
+func TestWorkspace(t *testing.T) {
+	content := []byte("sixteen bytes ..")
+	pieces, _, err := recode.SplitDeflate(join([]byte{1, 16, 0, 0xef, 0xff}, content), true, 1<<16, 1<<16)
+	require.NoError(t, err)
+	plain, params := pieces[0].Plain, pieces[0].Params
+	size := uint64(len(plain))
+	recoding := join(uv(1, uint64(recode.Deflate), 0, size, 21, 5, 16, 0, uint64(len(params))), params, uv(0))
+	control := join(op(delta.OpZero, 16), op(delta.OpLiteral, size))
+	frame := join([]byte{delta.CodingPlain}, stored(control), stored(nil), stored(plain), stored(nil), stored(recoding))
+	decode := func(workspace int64) ([]byte, error) {
+		blob := containerOf(frame, delta.FeaturePlain|1<<recode.Deflate, workspace)
+		p, err := delta.Open(bytes.NewReader(blob), int64(len(blob)), delta.Limits{Memory: plenty, Size: 16})
+		require.NoError(t, err)
+		out := make([]byte, 16)
+		return out, p.Decode(0, frame, delta.Sources{Old: bytes.NewReader(make([]byte, 32))}, out)
+	}
+	out, err := decode(int64(size) + 21)
+	require.NoError(t, err)
+	require.Equal(t, content, out)
+	_, err = decode(int64(size) + 20)
+	require.ErrorIs(t, err, delta.ErrFormat)
+}
+
+// A table that agrees with its header still has frames that are something, and that end with
+// a leaf, all but the last.
+func TestFrameTable(t *testing.T) {
+	for _, row := range []struct {
+		state  string
+		frames [][2]uint32
+		want   error
+	}{
+		{"a leaf and a rest", [][2]uint32{{delta.Leaf, 1}, {16, 1}}, nil},
+		{"a frame of no bytes", [][2]uint32{{delta.Leaf, 1}, {0, 1}, {16, 1}}, delta.ErrFormat},
+		{"a frame of no blob", [][2]uint32{{delta.Leaf, 1}, {delta.Leaf, 0}, {16, 1}}, delta.ErrFormat},
+		{"a frame that ends behind a leaf", [][2]uint32{{delta.Leaf + 1, 1}, {16, 1}}, delta.ErrFormat},
+		{"a frame that ends before a leaf does", [][2]uint32{{delta.Leaf - 1, 1}, {16, 1}}, delta.ErrFormat},
+	} {
+		blob := tableOf(0, 0, row.frames...)
+		size := int64(0)
+		for _, f := range row.frames {
+			blob = append(blob, make([]byte, f[1])...)
+			size += int64(f[0])
+		}
+		_, err := delta.Open(bytes.NewReader(blob), int64(len(blob)), delta.Limits{Memory: plenty, Size: size})
 		require.ErrorIs(t, err, row.want, row.state)
 	}
 }

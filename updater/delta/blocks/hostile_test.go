@@ -222,6 +222,8 @@ func TestOpenEdges(t *testing.T) {
 		"fewer units than are told":      {two, fresh(pad(18, 2*5+1)...), counts(2, 2), "1 units, the header says 2"},
 		"a unit past its frame":          {two, []byte{run(blocks.KindZero, 1), run(blocks.KindFresh, 2), run(blocks.KindZero, 1), 2*5 + 1, 0, 0, 0, 0}, counts(2, 1), "unit of 2 blocks"},
 		"a unit across another's block":  {two, append([]byte{run(blocks.KindFresh, 1), run(blocks.KindZero, 3)}, pad(40, 2*5+1)...), counts(1, 1), "unit across block 1"},
+		"an index of a whole buffer":     {4096 * 512, bytes.Repeat([]byte{run(blocks.KindZero, 1)}, 4096), func(h []byte) { le.PutUint32(h[32:], 512) }, ""},
+		"a byte behind a whole buffer":   {4096 * 512, pad(1, bytes.Repeat([]byte{run(blocks.KindZero, 1)}, 4096)...), func(h []byte) { le.PutUint32(h[32:], 512) }, "bytes left over"},
 		"a byte behind the hashes":       {two, fresh(pad(19, 2*5+1)...), counts(2, 1), "bytes left over"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -367,7 +369,10 @@ func TestBuildRefuses(t *testing.T) {
 	src := blocks.Sources{Blob: bytes.NewReader(blob)}
 	dst := make([]byte, 64<<10)
 	require.ErrorIs(t, x.Build(-1, src, dst), delta.ErrFormat)
-	require.ErrorIs(t, x.Build(x.Frames(), src, dst), delta.ErrFormat)
+	err = x.Build(x.Frames(), src, dst)
+	require.ErrorIs(t, err, delta.ErrFormat)
+	require.ErrorContains(t, err, "frame 4 of 4:")
+	require.Equal(t, []int{0, 3, 4, 4}, []int{x.FrameAt(-1), x.FrameAt(199999), x.FrameAt(200000), x.FrameAt(1 << 50)}, "behind the end is no frame")
 	require.ErrorIs(t, x.Build(0, src, dst[1:]), delta.ErrFormat)
 	require.ErrorIs(t, x.Build(1, src, dst), delta.ErrBase, "what stands before the frame is not there")
 	src.Done = bytes.NewReader(want)

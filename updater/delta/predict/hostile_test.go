@@ -118,12 +118,16 @@ func TestLimits(t *testing.T) {
 		"no such kind":  {maps: []plannedMap{{end: 1}}, regions: []plannedRegion{{kind: KindWords}}},
 		"end":           {maps: []plannedMap{{end: 1}}, regions: []plannedRegion{{gap: MaxOffset, length: 1, kind: KindX86, base: true, maps: []int64{0}}}},
 		"field outside": {layouts: [][]byte{{0, 8, 1, 6, 4, 0, 0, 0}}},
+		"keyed width":   {layouts: [][]byte{{0, 8, 1, 0, 3, 3, 0, 0, 4, 4}}},
+		"width of key":  {layouts: [][]byte{{0, 8, 1, 0, 4, 3, 0, 0, 4, 3}}},
 		"width":         {layouts: [][]byte{{0, 8, 1, 0, 3, 0, 0, 0}}},
 		"mode":          {layouts: [][]byte{{0, 8, 1, 0, 4, 4, 0, 0}}},
 		"slot":          {layouts: [][]byte{{0, 8, 1, 0, 4, 0, 4, 0}}},
 		"key outside":   {layouts: [][]byte{{0, 8, 1, 0, 4, 3, 0, 0, 6, 4}}},
 		"stride":        {layouts: [][]byte{{0, 0, 0}}},
 		"flags":         {layouts: [][]byte{{4, 8, 0}}},
+		"start":         {maps: []plannedMap{{end: 1}}, regions: []plannedRegion{{gap: MaxOffset, kind: KindX86, base: true, maps: []int64{0}}, {gap: 1, kind: KindX86, base: true, maps: []int64{0}}}},
+		"round again":   {maps: []plannedMap{{[][2]int64{{-1, 0}, {5, 1}}, 6}}},
 		"steps twice":   {maps: []plannedMap{{[][2]int64{{5, 0}, {5, 1}}, 6}}},
 	} {
 		var plan Plan
