@@ -214,6 +214,19 @@ func TestMetadataEdges(t *testing.T) {
 	}
 }
 
+// Metadata that is taken off the broker while somebody waits for it is not there: what
+// comes after it is waited for.
+func TestMetadataCleared(t *testing.T) {
+	world(t, 1, mqtttest.Faults{}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+		require.NoError(t, l.WaitUp(t.Context()))
+		time.AfterFunc(time.Second, func() { b.Publish("ota/v1/meta/timestamp", nil, true) })
+		time.AfterFunc(2*time.Second, func() { b.Publish("ota/v1/meta/timestamp", []byte("new"), true) })
+		got, err := l.Source("").Metadata(t.Context(), "timestamp.json")
+		require.NoError(t, err)
+		require.Equal(t, "new", string(got))
+	})
+}
+
 // The manifest that comes is the one that was asked for, in an envelope of the largest size
 // or below.
 func TestManifestEdges(t *testing.T) {
