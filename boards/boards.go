@@ -19,6 +19,7 @@ import (
 	"embed"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"path"
 	"slices"
 	"strconv"
@@ -216,7 +217,11 @@ func Get(name string) (Board, error) {
 	if !slices.Contains(Names(), name) {
 		return Board{}, fmt.Errorf("unknown board %q (known: %s)", name, strings.Join(Names(), ", "))
 	}
-	data, err := files.ReadFile(name + ".json")
+	return load(files, name)
+}
+
+func load(files fs.FS, name string) (Board, error) {
+	data, err := fs.ReadFile(files, name+".json")
 	if err != nil {
 		return Board{}, fmt.Errorf("read board %s: %w", name, err)
 	}

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"github.com/stretchr/testify/require"
 )
@@ -23,7 +25,25 @@ func TestBoardsParse(t *testing.T) {
 		require.Equal(t, b, again, name)
 	}
 	_, err := Get("no-such-board")
-	require.ErrorContains(t, err, "no-such-board")
+	require.ErrorContains(t, err, `unknown board "no-such-board" (known: `)
+}
+
+// A board is found under its own name: a copy of a file that still has the name of the
+// first is refused, and not taken for the first.
+func TestBoardsHaveTheirOwnNames(t *testing.T) {
+	data, err := JSON("qemu-x86_64")
+	require.NoError(t, err)
+	copies := fstest.MapFS{"qemu-x86_64.json": {Data: data}, "gateway.json": {Data: data}, "empty.json": {}}
+	b, err := load(copies, "qemu-x86_64")
+	require.NoError(t, err)
+	require.Equal(t, "qemu-x86_64", b.Name)
+	b, err = load(copies, "gateway")
+	require.ErrorContains(t, err, `calls itself "qemu-x86_64"`)
+	require.Empty(t, b)
+	_, err = load(copies, "empty")
+	require.ErrorIs(t, err, ErrBoard)
+	_, err = load(copies, "none")
+	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
 // The lab's board is laid out as the tools that look at its images expect.

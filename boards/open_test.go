@@ -84,6 +84,13 @@ func (m machine) holds(disk, part string) {
 	require.NoError(m.t, os.Symlink(block+"dm-0", block+disk+"/"+part+"/holders/dm-0"))
 }
 
+// alone takes the stick out.
+func (m machine) alone() {
+	for _, p := range m.board.Places() {
+		require.NoError(m.t, os.RemoveAll(fmt.Sprintf("%s/class/block/sda%d", m.Sys, p.Number)))
+	}
+}
+
 func (m machine) open(running bootctl.Slot) (*Parts, error) {
 	p, err := Open(m.board, Options{Host: m.Host, Running: running})
 	if err == nil {
@@ -131,14 +138,12 @@ func TestOpenUncertain(t *testing.T) {
 		told    bootctl.Slot
 		want    error
 	}{
-		"the loader says a, verity says b": {func(m machine) { m.runs("vda", "vda6") }, bootctl.A, ErrSlot},
-		"both roots are in use":            {func(m machine) { m.runs("vda", "vda5"); m.holds("vda", "vda6") }, "", ErrSlot},
-		"neither is, and nobody told": {func(m machine) {
-			require.NoError(m.t, os.RemoveAll(m.Sys+"/class/block/sda5"))
-			require.NoError(m.t, os.RemoveAll(m.Sys+"/class/block/sda6"))
-		}, "", ErrSlot},
-		"two disks have the labels":  {func(machine) {}, bootctl.A, partition.ErrDuplicateLabel},
-		"a slot that does not exist": {func(m machine) { m.runs("vda", "vda5") }, "c", ErrSlot},
+		"the loader says a, verity says b":                {func(m machine) { m.runs("vda", "vda6") }, bootctl.A, ErrSlot},
+		"both roots are in use":                           {func(m machine) { m.runs("vda", "vda5"); m.holds("vda", "vda6") }, "", ErrSlot},
+		"neither is, and nobody told":                     {machine.alone, "", ErrSlot},
+		"neither is, and told of one that does not exist": {machine.alone, "c", ErrSlot},
+		"two disks have the labels":                       {func(machine) {}, bootctl.A, partition.ErrDuplicateLabel},
+		"a slot that does not exist":                      {func(m machine) { m.runs("vda", "vda5") }, "c", ErrSlot},
 	} {
 		t.Run(state, func(t *testing.T) {
 			m := newMachine(t)
@@ -146,6 +151,18 @@ func TestOpenUncertain(t *testing.T) {
 			_, err := m.open(c.told)
 			require.ErrorIs(t, err, c.want)
 		})
+	}
+}
+
+// Before there is a root on any disk, as in the initramfs, the slot that was told counts.
+func TestOpenTold(t *testing.T) {
+	for _, slot := range []bootctl.Slot{bootctl.A, bootctl.B} {
+		m := newMachine(t)
+		m.alone()
+		p, err := m.open(slot)
+		require.NoError(t, err)
+		require.Equal(t, slot, p.Running)
+		require.Equal(t, "vda", p.Disk)
 	}
 }
 

@@ -139,6 +139,10 @@ func (b Board) check() error {
 	return nil
 }
 
+// The smallest partition has room for a boot record, and for a slot's record and something
+// before it; this does not compile otherwise.
+const _ = uint(MiB-grubenv.Size) + uint(MiB-partition.RecordSize-1)
+
 func (b Board) checkDisk() error {
 	if b.Disk.SectorBytes != 512 && b.Disk.SectorBytes != 4096 {
 		return fmt.Errorf("disk.sector_bytes %d: want 512 or 4096", b.Disk.SectorBytes)
@@ -213,9 +217,6 @@ func (b Board) checkSlots() error {
 		if pa.Size != pb.Size {
 			return fmt.Errorf("partitions %q and %q differ in size: a release must fit into either slot", la, lb)
 		}
-		if role == "root" && pa.Size <= partition.RecordSize {
-			return fmt.Errorf("partition %q is too small for a slot record", la)
-		}
 	}
 	if err := use(b.Bootloader.Env, "bootloader.env"); err != nil {
 		return err
@@ -230,12 +231,8 @@ func (b Board) checkBootloader() error {
 	if b.Bootloader.Kind != "grub" {
 		return fmt.Errorf("bootloader.kind %q: want grub", b.Bootloader.Kind)
 	}
-	env, err := b.Place(b.Bootloader.Env)
-	if err != nil {
+	if _, err := b.Place(b.Bootloader.Env); err != nil {
 		return err
-	}
-	if env.Size < grubenv.Size {
-		return fmt.Errorf("partition %q: %d bytes, the boot record needs %d", env.Label, env.Size, grubenv.Size)
 	}
 	esp, err := b.Place(b.Bootloader.ESP)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -171,6 +172,124 @@ func TestMetadata(t *testing.T) {
 		require.Equal(t, "stored anew", string(got))
 		_, err = s.Metadata(ctx, "2.root.json")
 		require.ErrorIs(t, err, fs.ErrNotExist)
+	})
+}
+
+// Metadata has a largest size, from the broker as from the block server. What is retained
+// beyond it is none at all, and the server's word counts.
+func TestMetadataEdges(t *testing.T) {
+	large := func(n int) []byte { return bytes.Repeat([]byte("m"), n) }
+	for name, x := range map[string]struct {
+		retained, stored []byte
+		want             int // bytes, -1: an error
+	}{
+		"retained, the largest":               {large(transport.MaxMeta), nil, transport.MaxMeta},
+		"retained, a byte more":               {large(transport.MaxMeta + 1), large(7), 7},
+		"retained, a byte more, and no other": {large(transport.MaxMeta + 1), nil, -1},
+		"stored, the largest":                 {nil, large(transport.MaxMeta), transport.MaxMeta},
+		"stored, a byte more":                 {nil, large(transport.MaxMeta + 1), -1},
+		"stored, of many blocks":              {nil, large(1 << 20), -1},
+		"stored, empty":                       {nil, []byte{}, 0},
+	} {
+		world(t, 1, mqtttest.Faults{}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+			blocks := mqtttest.Serve(b)
+			if x.retained != nil {
+				b.Publish("ota/v1/meta/timestamp", x.retained, true)
+			}
+			if x.stored != nil {
+				blocks.Meta("timestamp.json", x.stored)
+			}
+			require.NoError(t, l.WaitUp(t.Context()))
+			got, err := l.Source("").Metadata(t.Context(), "timestamp.json")
+			if x.want < 0 {
+				require.Error(t, err, name)
+				require.Empty(t, got, name)
+				require.Equal(t, x.stored == nil, errors.Is(err, fs.ErrNotExist), name)
+				require.Less(t, l.Counters().Downloaded, int64(transport.MaxMeta+mqtt.DefaultWindow), name)
+				return
+			}
+			require.NoError(t, err, name)
+			require.Len(t, got, x.want, name)
+		})
+	}
+}
+
+// Metadata that is taken off the broker while somebody waits for it is not there: what
+// comes after it is waited for.
+func TestMetadataCleared(t *testing.T) {
+	world(t, 1, mqtttest.Faults{}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+		require.NoError(t, l.WaitUp(t.Context()))
+		time.AfterFunc(time.Second, func() { b.Publish("ota/v1/meta/timestamp", nil, true) })
+		time.AfterFunc(2*time.Second, func() { b.Publish("ota/v1/meta/timestamp", []byte("new"), true) })
+		got, err := l.Source("").Metadata(t.Context(), "timestamp.json")
+		require.NoError(t, err)
+		require.Equal(t, "new", string(got))
+	})
+}
+
+// The manifest that comes is the one that was asked for, in an envelope of the largest size
+// or below.
+func TestManifestEdges(t *testing.T) {
+	payload := []byte(`{"product":"pump"}`)
+	digest := manifest.DigestOf(payload)
+	envelope := func(payload []byte, size int) []byte {
+		data, err := json.Marshal(map[string][]byte{"payload": payload})
+		require.NoError(t, err)
+		return append(data, bytes.Repeat([]byte(" "), max(0, size-len(data)))...)
+	}
+	for name, x := range map[string]struct {
+		envelope []byte // nil: none
+		want     error
+		says     string
+	}{
+		"as asked for":         {envelope(payload, 0), nil, ""},
+		"the largest":          {envelope(payload, transport.MaxManifest), nil, ""},
+		"a byte more":          {envelope(payload, transport.MaxManifest+1), nil, "more than 2097152 bytes"},
+		"of another payload":   {envelope([]byte(`{"product":"pumq"}`), 0), transport.ErrLeaf, ""},
+		"of no payload":        {[]byte("{}"), transport.ErrLeaf, ""},
+		"no envelope":          {payload[1:], nil, "invalid character"},
+		"nothing":              {[]byte{}, nil, "unexpected end of JSON input"},
+		"nobody has it":        {nil, fs.ErrNotExist, ""},
+		"two, one after other": {append(envelope(payload, 0), envelope(payload, 0)...), nil, "after top-level value"},
+	} {
+		world(t, 1, mqtttest.Faults{}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+			blocks := mqtttest.Serve(b)
+			if x.envelope != nil {
+				blocks.Manifest(string(digest), x.envelope)
+			}
+			got, err := l.Source(digest).Manifest(t.Context())
+			if x.want == nil && x.says == "" {
+				require.NoError(t, err, name)
+				require.Equal(t, x.envelope, got, name)
+				return
+			}
+			require.Empty(t, got, name)
+			require.ErrorContains(t, err, x.says, name)
+			if x.want != nil {
+				require.ErrorIs(t, err, x.want, name)
+			}
+		})
+	}
+}
+
+// Two manifests that are read at the same time, block by block in turn, are not mixed up.
+func TestManifestsInTurn(t *testing.T) {
+	world(t, 1, mqtttest.Faults{}, func(t *testing.T, b *mqtttest.Broker, l *mqtt.Link) {
+		blocks := mqtttest.Serve(b)
+		fetched := make(chan error, 2)
+		for i := range 2 {
+			payload := []byte(fmt.Sprintf("%-300000d", i))
+			data, err := json.Marshal(map[string][]byte{"payload": payload})
+			require.NoError(t, err)
+			digest := manifest.DigestOf(payload)
+			blocks.Manifest(string(digest), data)
+			go func() {
+				_, err := l.Source(digest).Manifest(t.Context())
+				fetched <- err
+			}()
+		}
+		require.NoError(t, <-fetched)
+		require.NoError(t, <-fetched)
 	})
 }
 

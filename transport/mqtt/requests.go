@@ -47,17 +47,19 @@ func (t *transfer) request(gets [][]byte, g transport.Get, send []*span, now tim
 	return append(gets, msg)
 }
 
+// As many of the largest blocks as a Get has ranges are within what one may ask for, so
+// that pieces of a plan need no sum; this does not compile otherwise.
+const _ = uint(transport.MaxRequest - transport.MaxRanges*transport.MaxBlock)
+
 // scattered returns Gets for pieces of a plan, each of which comes as one block.
 func (t *transfer) scattered(send []*span, now time.Time) (gets [][]byte) {
 	for len(send) > 0 {
 		g := t.get
 		g.Block = transport.MinBlock
-		var sum int64
 		i := 0
-		for ; i < len(send) && i < transport.MaxRanges && sum+int64(send[i].n) <= transport.MaxRequest; i++ {
+		for ; i < len(send) && i < transport.MaxRanges; i++ {
 			g.Block = max(g.Block, send[i].n)
 			g.Ranges = append(g.Ranges, transport.Range{send[i].off, int64(send[i].n)})
-			sum += int64(send[i].n)
 		}
 		gets = t.request(gets, g, send[:i], now)
 		send = send[i:]

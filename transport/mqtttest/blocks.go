@@ -40,6 +40,13 @@ func (s *Blocks) Meta(name string, data []byte) {
 	s.objects[sha256.Sum256([]byte("meta/"+name))] = data
 }
 
+// Manifest adds what is served as the envelope of the manifest with this digest.
+func (s *Blocks) Manifest(digest string, envelope []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.objects[sha256.Sum256([]byte("manifest/"+digest))] = envelope
+}
+
 // Gets returns how many requests came.
 func (s *Blocks) Gets() int {
 	s.mu.Lock()

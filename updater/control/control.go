@@ -79,8 +79,18 @@ func Serve(ctx context.Context, path string, h Handler) error {
 	if err := os.Chmod(path, 0o666); err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
-	server := &http.Server{
-		Handler:           routes(ctx, h),
+	server := newServer(ctx, h)
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(listener); ctx.Err() == nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	return context.Cause(ctx)
+}
+
+func newServer(agent context.Context, h Handler) *http.Server {
+	return &http.Server{
+		Handler:           routes(agent, h),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       10 * time.Second, // whoever only holds connections open must not take all descriptors
 		MaxHeaderBytes:    16 << 10,
@@ -88,12 +98,6 @@ func Serve(ctx context.Context, path string, h Handler) error {
 			return context.WithValue(ctx, peer{}, uid(c))
 		},
 	}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
-	defer stop()
-	if err := server.Serve(listener); ctx.Err() == nil {
-		return fmt.Errorf("control socket: %w", err)
-	}
-	return context.Cause(ctx)
 }
 
 // uid is the user at the other end, -1 if the kernel does not say.

@@ -29,6 +29,7 @@ import (
 	"github.com/tandem-ota/tandem/updater"
 	"github.com/tandem-ota/tandem/updater/external"
 	"github.com/tandem-ota/tandem/updater/health"
+	"github.com/tandem-ota/tandem/updater/manifest"
 	"github.com/tandem-ota/tandem/updater/trust"
 	"github.com/tandem-ota/tandem/updater/trust/strictjson"
 )
@@ -270,10 +271,18 @@ func (d *device) core(link updater.Link, keeper *watchdog.Keeper) (*updater.Upda
 	if err != nil {
 		return nil, err
 	}
-	if m := u.Running().Manifest; m.Product != d.config.Product {
-		return nil, fmt.Errorf("product is %s in the running slot's manifest, and %s in device.json", m.Product, d.config.Product)
+	if err := d.config.suits(u.Running().Manifest); err != nil {
+		return nil, err
 	}
 	return u, nil
+}
+
+// suits refuses to go on where the running slot is of another product than the device.
+func (c config) suits(m manifest.Manifest) error {
+	if m.Product != c.Product {
+		return fmt.Errorf("product is %s in the running slot's manifest, and %s in device.json", m.Product, c.Product)
+	}
+	return nil
 }
 
 // slots gives the core the partitions of the board.
@@ -323,9 +332,11 @@ func newID() string {
 	return hex.EncodeToString(id[:])
 }
 
-// lock excludes other processes that install. The kernel ends it with the process.
-func lock() (func(), error) {
-	f, err := os.OpenFile(lockPath, os.O_CREATE|os.O_RDWR, 0o600)
+func lock() (func(), error) { return lockFile(lockPath) }
+
+// lockFile excludes other processes that install. The kernel ends it with the process.
+func lockFile(path string) (func(), error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -334,7 +345,7 @@ func lock() (func(), error) {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, updater.ErrBusy
 		}
-		return nil, fmt.Errorf("%s: %w", lockPath, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return func() { f.Close() }, nil
 }

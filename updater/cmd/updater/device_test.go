@@ -1,14 +1,23 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tandem-ota/tandem/boards"
+	"github.com/tandem-ota/tandem/bootctl/bootreport"
+	"github.com/tandem-ota/tandem/tpm"
+	"github.com/tandem-ota/tandem/updater"
+	"github.com/tandem-ota/tandem/updater/manifest"
 )
 
 // A configuration that does not say exactly what the program understands is refused:
@@ -80,4 +89,82 @@ func TestReadConfigBounded(t *testing.T) {
 	_, err := readConfig(path)
 	require.Error(t, err)
 	require.Less(t, <-wrote, 1<<20) // some are in the pipe
+}
+
+// A system of another product than the device does not get a core.
+func TestProductSuits(t *testing.T) {
+	c := config{Product: "gateway"}
+	require.NoError(t, c.suits(manifest.Manifest{Product: "gateway"}))
+	require.ErrorContains(t, c.suits(manifest.Manifest{Product: "pump"}), "product is pump in the running slot's manifest, and gateway")
+	require.Error(t, c.suits(manifest.Manifest{}))
+}
+
+// One at a time may install; who comes second is told so, and not something else, and may
+// when the first is done.
+func TestLockFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	unlock, err := lockFile(path)
+	require.NoError(t, err)
+	for range 2 {
+		_, err = lockFile(path)
+		require.ErrorIs(t, err, updater.ErrBusy)
+	}
+	unlock()
+	unlock, err = lockFile(path)
+	require.NoError(t, err)
+	unlock()
+	_, err = lockFile(filepath.Join(path, "no-folder"))
+	require.Error(t, err)
+	require.NotErrorIs(t, err, updater.ErrBusy)
+}
+
+// brokenTPM is a TPM that counts what it is asked and answers nothing.
+type brokenTPM struct{ asked int }
+
+func (b *brokenTPM) Send([]byte) ([]byte, error) { b.asked++; return nil, errors.New("no answer") }
+
+// What the TPM said is good for two seconds, so that nobody keeps it busy by asking; an
+// install makes it old at once.
+func TestTPMAskedSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &brokenTPM{}
+		d := &device{parts: &boards.Parts{}, tpm: tpm.New(b)}
+		d.ledger = d.tpm.Ledger(tpm.LedgerOptions{})
+		asked := func() int {
+			before := b.asked
+			require.NotEmpty(t, d.tpmStatus().Missing)
+			return b.asked - before
+		}
+		require.Positive(t, asked())
+		require.Zero(t, asked())
+		time.Sleep(tpmFresh)
+		require.Zero(t, asked())
+		time.Sleep(1)
+		require.Positive(t, asked())
+		require.Zero(t, asked())
+		require.Error(t, ledger{d}.Install(strings.Repeat("ab", 16), [32]byte{}))
+		require.Positive(t, asked())
+	})
+}
+
+// Only a whole id of an attempt gets to the ledger, and only a whole digest is what should
+// have been measured.
+func TestIDsAreWhole(t *testing.T) {
+	b := &brokenTPM{}
+	d := &device{parts: &boards.Parts{}, tpm: tpm.New(b)}
+	d.ledger = d.tpm.Ledger(tpm.LedgerOptions{})
+	for id, whole := range map[string]bool{
+		"": false, "ab": false, strings.Repeat("ab", 15): false, strings.Repeat("ab", 16): true,
+		strings.Repeat("ab", 17): false, strings.Repeat("ab", 15) + "a": false, strings.Repeat("xy", 16): false,
+	} {
+		before := b.asked
+		err := ledger{d}.Install(id, [32]byte{})
+		require.Error(t, err)
+		require.Equal(t, !whole, strings.Contains(err.Error(), "is no id"), "%q: %v", id, err)
+		require.Equal(t, whole, b.asked > before, "%q", id)
+	}
+	for _, digest := range []string{"", "ab", strings.Repeat("ab", 31), strings.Repeat("ab", 32), strings.Repeat("ab", 33), strings.Repeat("xy", 32)} {
+		d.boot.Measured = &bootreport.Measured{PCR: 14, Digest: digest}
+		require.Nil(t, d.askTPM().Register, "%q", digest)
+	}
 }
