@@ -320,3 +320,33 @@ func TestReadAnywhere(t *testing.T) {
 		}
 	})
 }
+
+// Who reads again does not believe what came, nor what came ahead of it, nor where the
+// blob was said to end: all of it is asked for anew.
+func TestReadAgain(t *testing.T) {
+	const step = 64 << 10
+	synctest.Test(t, func(t *testing.T) {
+		l, tr := newLine(t, 6, 10*step)
+		whole := l.content
+		p := make([]byte, step)
+		read := func(off int64) []byte {
+			n, err := tr.readAt(t.Context(), off, p)
+			require.NoError(t, err)
+			return p[:n]
+		}
+		broken := append(bytes.Clone(whole[:step]), make([]byte, 3*step)...)
+		for _, reads := range []int64{2, 4} { // with some of it read ahead, and to the end
+			l.content = broken
+			for off := int64(0); off < reads*step; off += step {
+				require.True(t, bytes.Equal(broken[off:off+step], read(off)))
+			}
+			time.Sleep(time.Second)
+			require.EqualValues(t, len(broken), tr.eof)
+
+			l.content = whole
+			for off := int64(step); off < 10*step; off += step {
+				require.True(t, bytes.Equal(whole[off:off+step], read(off)), "at %d", off)
+			}
+		}
+	})
+}
