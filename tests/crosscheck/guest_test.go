@@ -66,9 +66,10 @@ func (k killed) phase(found bootctl.Record) phase {
 func TestGuestKilled(t *testing.T) {
 	t.Parallel()
 	f := theFactory(t)
-	least, must := 1, []phase{installing}
+	// So many, and more of them if all fell elsewhere.
+	least, most, ways, must := 1, 4, 1, []phase{installing}
 	if long {
-		least, must = 20, []phase{installing, booting, trial}
+		least, most, ways, must = 20, 40, 4, []phase{installing, booting, trial}
 	}
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -79,7 +80,7 @@ func TestGuestKilled(t *testing.T) {
 	count := map[phase]int{}
 	missing := func() bool { return slices.ContainsFunc(must, func(p phase) bool { return count[p] == 0 }) }
 	kills, good := 0, false
-	for ; kills < least || missing() && kills < 2*least; kills++ {
+	for ; kills < least || missing() && kills < most; kills++ {
 		if good {
 			h = g.fresh() // it had committed; from the beginning
 		}
@@ -87,7 +88,8 @@ func TestGuestKilled(t *testing.T) {
 		said := killed{version: h.Version}
 		if h.Version == "1.0.0" {
 			done := g.install()
-			switch kills % 4 {
+			way := kills % ways
+			switch way {
 			case 0:
 				said.writes = g.writes(done)
 				if long {
@@ -101,7 +103,7 @@ func TestGuestKilled(t *testing.T) {
 				case <-time.After(g.d.Scaled(10 * time.Minute)):
 					require.Fail(t, "the installation does not end", what)
 				}
-				if kills%4 == 2 {
+				if way == 2 {
 					wait(nil, r, g.boot) // in the boot of the trial
 					break
 				}
