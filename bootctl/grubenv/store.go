@@ -232,13 +232,21 @@ func (s *Store) write(p []byte, at int64) error {
 
 func (s *Store) checkMeta() error {
 	for _, m := range metaSectors {
-		have := make([]byte, len(m.bytes))
-		if err := read(s.d, have, m.at); err != nil {
+		if err := s.check(m); err != nil {
 			return fmt.Errorf("file system of the environment partition: %w", err)
 		}
-		if !bytes.Equal(have, m.bytes) {
-			return fmt.Errorf("file system of the environment partition: %w: sector at byte %d", ErrGarbled, m.at)
-		}
+	}
+	return nil
+}
+
+// check requires that the medium holds m.
+func (s *Store) check(m sector) error {
+	have := make([]byte, len(m.bytes))
+	if err := read(s.d, have, m.at); err != nil {
+		return err
+	}
+	if !bytes.Equal(have, m.bytes) {
+		return fmt.Errorf("%w: sector at byte %d", ErrGarbled, m.at)
 	}
 	return nil
 }
@@ -247,8 +255,7 @@ func (s *Store) checkMeta() error {
 // since what cannot be read is written only as a whole.
 func (s *Store) repair() error {
 	for _, m := range metaSectors {
-		have := make([]byte, len(m.bytes))
-		if err := read(s.d, have, m.at); err == nil && bytes.Equal(have, m.bytes) {
+		if s.check(m) == nil {
 			continue
 		}
 		start := m.at / unit * unit
