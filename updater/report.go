@@ -19,7 +19,7 @@ func (u *Updater) State() transport.State {
 	s := transport.State{
 		Device: u.p.Device, Board: u.p.Board, Agent: u.p.Agent, Boot: u.p.Boot.BootID,
 		Slot: string(u.running.Slot), Version: u.running.Manifest.Version, Sequence: u.running.Manifest.Sequence,
-		Phase: string(Idle), Counter: j.Counter, Floor: u.floor(), Time: u.p.Now().Unix(),
+		Phase: string(Idle), Counter: j.Counter, Floor: j.EpochFloor, Time: u.p.Now().Unix(),
 	}
 	if j.State != "" {
 		s.Phase = j.State
@@ -33,6 +33,7 @@ func (u *Updater) State() transport.State {
 	record, err := u.p.Record.Load()
 	if err == nil {
 		s.Good, s.Tries = string(record.Good), record.Tries
+		s.Floor = max(s.Floor, u.settledBy(record).Epoch)
 	}
 	for _, slot := range []bootctl.Slot{bootctl.A, bootctl.B} {
 		entry := transport.Slot{Name: string(slot), Mark: "empty"}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/tandem-ota/tandem/bootctl"
 	"github.com/tandem-ota/tandem/transport"
 	"github.com/tandem-ota/tandem/updater/journal"
 	"github.com/tandem-ota/tandem/updater/manifest"
@@ -329,7 +330,15 @@ func (u *Updater) giveUp(reason, check, detail string) error {
 // never written: a device comes from the factory without one.
 func (u *Updater) settled() manifest.Manifest {
 	record, err := u.p.Record.Load()
-	if err != nil || !record.Good.Valid() {
+	if err != nil {
+		return manifest.Manifest{}
+	}
+	return u.settledBy(record)
+}
+
+// settledBy is settled, by a record that was loaded.
+func (u *Updater) settledBy(record bootctl.Record) manifest.Manifest {
+	if !record.Good.Valid() {
 		return manifest.Manifest{}
 	}
 	if record.Good == u.running.Slot {
