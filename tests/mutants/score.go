@@ -16,10 +16,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
-)
 
-// leastScore is how many of the random mutants, in percent, have to be noticed.
-const leastScore = 80
+	"github.com/tandem-ota/tandem/tests/proof"
+)
 
 // scored is a package whose tests are measured, and the tests: in their order, since the first
 // that fails decides, and the quick ones are first.
@@ -50,14 +49,9 @@ var scores = []scored{
 
 // score is what became of the random mutants of a package.
 type score struct {
-	Package   string   `json:"package"`
-	Places    int      `json:"places"`    // at which something could be changed
-	Unreached int      `json:"unreached"` // that no test comes to
-	Tried     int      `json:"tried"`     // of the others
-	Killed    int      `json:"killed"`
-	Percent   float64  `json:"percent"`
-	Seconds   float64  `json:"seconds"`
-	Lived     []change `json:"lived"`
+	proof.Score          // what goes onto the page
+	Seconds     float64  `json:"seconds"`
+	Lived       []change `json:"lived"`
 }
 
 func (s score) line() string {
@@ -67,7 +61,7 @@ func (s score) line() string {
 // measure tries at most so many random mutants of a package.
 func (l *lab) measure(ctx context.Context, p scored, most int, seed uint64) (score, error) {
 	begin := time.Now()
-	s := score{Package: p.Package}
+	s := score{Score: proof.Score{Package: p.Package}}
 	folder, err := os.MkdirTemp(l.folder, "random-")
 	if err != nil {
 		return s, err
@@ -266,12 +260,12 @@ func (l *lab) scoreBars(ctx context.Context, w io.Writer, only string, most int,
 		if err != nil {
 			return all, fmt.Errorf("%s: %w", p.Package, err)
 		}
-		if s.Percent >= leastScore {
+		if s.Percent >= proof.LeastScore {
 			met++
 		}
 		all = append(all, s)
 	}
-	fmt.Fprintf(w, "\nat least %d %% of each\nbars: %d/%d met\n", leastScore, met, len(all))
+	fmt.Fprintf(w, "\nat least %d %% of each\nbars: %d/%d met\n", proof.LeastScore, met, len(all))
 	if met < len(all) {
 		return all, errBars
 	}

@@ -332,27 +332,27 @@ func seeded(bugs Bugs, patches int) (Section, []Bar) {
 	}
 }
 
-// leastScore is how many of the random bugs, in percent, have to be noticed.
-const leastScore = 80
+// LeastScore is how many of the random bugs, in percent, have to be noticed.
+const LeastScore = 80
 
 // scored is the table of random bugs. Some of them change nothing that anybody could notice.
 func scored(bugs Bugs) (Section, Bar) {
 	s := Section{
 		Title: "Random bugs", Head: []string{"package", "places", "not reached", "tried", "noticed", "percent"},
-		Intro: fmt.Sprintf("Small changes at random places; at least %d of 100 have to be noticed. They are tried only at places that some test comes to: how many it comes to is in the table, and the percentage says nothing about the others.", leastScore),
+		Intro: fmt.Sprintf("Small changes at random places; at least %d of 100 have to be noticed. They are tried only at places that some test comes to: how many it comes to is in the table, and the percentage says nothing about the others.", LeastScore),
 	}
 	if bugs.NoScores != "" {
 		s.Rows = append(s.Rows, Row{[]string{bugs.NoScores, "", "", "", "", "none"}, Bad})
 	}
-	bar := Bar{"random bugs noticed, worst package, percent", fmt.Sprintf("at least %d", leastScore), "none", len(bugs.Scores) > 0 && len(bugs.Scores) >= bugs.Packages}
+	bar := Bar{"random bugs noticed, worst package, percent", fmt.Sprintf("at least %d", LeastScore), "none", len(bugs.Scores) > 0 && len(bugs.Scores) >= bugs.Packages}
 	worst := math.Inf(1)
 	for _, c := range bugs.Scores {
 		percent := fmt.Sprintf("%.1f", c.Percent)
 		if c.Percent < worst {
 			worst, bar.Got = c.Percent, percent+" in "+c.Package
 		}
-		bar.Met = bar.Met && c.Percent >= leastScore
-		s.Rows = append(s.Rows, Row{[]string{c.Package, fmt.Sprint(c.Places), fmt.Sprint(c.Unreached), fmt.Sprint(c.Tried), fmt.Sprint(c.Killed), percent}, state(c.Percent >= leastScore)})
+		bar.Met = bar.Met && c.Percent >= LeastScore
+		s.Rows = append(s.Rows, Row{[]string{c.Package, fmt.Sprint(c.Places), fmt.Sprint(c.Unreached), fmt.Sprint(c.Tried), fmt.Sprint(c.Killed), percent}, state(c.Percent >= LeastScore)})
 	}
 	if missing := bugs.Packages - len(bugs.Scores); missing > 0 {
 		bar.Got += fmt.Sprintf(", and %d packages without a score", missing)
